@@ -1,0 +1,138 @@
+"""One batch: what is claimed is recalculated and settled in the same transaction."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+from uuid import UUID
+
+import asyncpg
+
+from daemon import claim as outbox
+from daemon.claim import Claim
+from daemon.database import DATABASE_ERRORS, sqlstate_of, transaction
+from daemon.errors import Blame, blame
+from daemon.sql import statement
+from daemon.telemetry import span
+
+RECALCULATE = statement("recalculate")
+SETTLE = statement("settle")
+
+Kind = Literal["live", "replay", "backfill", "repair"]
+Witness = Callable[[Claim], Awaitable[None]]
+
+
+class CallFailed(Exception):
+    """The recalculation itself failed, not the claim or the commit around it. The cause is the database's error."""
+
+    def __init__(self, claim: Claim, error: BaseException) -> None:
+        """Keep what was to be recalculated, and why it was not."""
+        super().__init__(str(error))
+        self.claim = claim
+        self.error = error
+        self.sqlstate = sqlstate_of(error)
+
+    @property
+    def blame(self) -> Blame:
+        """Whose fault it is."""
+        return blame(self.sqlstate)
+
+    @property
+    def vanished(self) -> bool:
+        """Whether the backend is gone, killed or crashed by itself: 57P01 to 57P05, or no word at all."""
+        return self.sqlstate is None or self.sqlstate.startswith("57P")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A settled claim; it counts once its transaction has committed."""
+
+    claim: Claim
+    changed_keys: list[str] | None
+    """None when the procedure does not say."""
+    recalculate_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recalculation:
+    """How batches are run: on whose behalf, and whether they are kept in the history."""
+
+    daemon_id: UUID | None
+    kind: Kind
+    keep_history: bool
+    witness: Witness | None = None
+    """Told of every claim before its keys are recalculated; its errors end the batch."""
+
+    async def next_batch(
+        self,
+        connection: asyncpg.Connection,
+        hints: Mapping[str, Mapping[str, object]],
+        *,
+        after: str,
+        retries_first: bool,
+    ) -> Batch | None:
+        """Run the next batch in a transaction of its own; None when there is nothing to do.
+
+        Raises CallFailed, or asyncpg's errors from the steps around the call. Either way everything is rolled back.
+        """
+        async with transaction(connection):
+            claim = await outbox.claim(connection, hints, after=after, retries_first=retries_first)
+            return None if claim is None else await self._run(connection, claim)
+
+    async def named_keys(self, connection: asyncpg.Connection, topic: str, keys: list[str]) -> Batch:
+        """Run a batch of named keys, as next_batch does. Keys that are busy or in backoff are left out of it."""
+        async with transaction(connection):
+            claim = await outbox.claim_keys(connection, topic, keys)
+            return await self._run(connection, claim)
+
+    async def _run(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
+        if not claim.keys:
+            return Batch(claim, changed_keys=[], recalculate_ms=0.0)
+        if self.witness:
+            await self.witness(claim)
+        batch = await self.call(connection, claim)
+        await self.settle(connection, batch)
+        return batch
+
+    async def call(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
+        """Call the topic's procedure for the claimed keys. Raises CallFailed."""
+        started = time.perf_counter()
+        with span(f"recalculate.{claim.topic}", "outbox.recalculate", **_params(claim, self.kind)) as current:
+            try:
+                changed = await connection.fetchval(RECALCULATE, claim.topic, claim.keys)
+            except DATABASE_ERRORS as error:
+                raise CallFailed(claim, error) from error
+            current.add(changed_count=None if changed is None else len(changed))
+        return Batch(claim, changed, (time.perf_counter() - started) * 1000)
+
+    async def settle(self, connection: asyncpg.Connection, batch: Batch) -> None:
+        """Write down what was done and tell the readers; the commit is the caller's."""
+        claim = batch.claim
+        await connection.execute(
+            SETTLE,
+            claim.topic,
+            claim.keys,
+            batch.changed_keys,
+            claim.event_count,
+            claim.oldest_event_at,
+            claim.reasons,
+            claim.started_at,
+            batch.recalculate_ms,
+            self.daemon_id,
+            self.kind,
+            self.keep_history,
+        )
+
+    def watched_by(self, witness: Witness | None) -> "Recalculation":
+        """Return the same with another witness."""
+        return replace(self, witness=witness)
+
+
+def _params(claim: Claim, kind: Kind) -> dict[str, object]:
+    return {
+        "topic": claim.topic,
+        "kind": kind,
+        "key_count": len(claim.keys),
+        "event_count": claim.event_count,
+        "traceparent": claim.traceparent,
+    }

@@ -1,0 +1,227 @@
+"""What wakes the workers: the armed doorbell, and the poll behind it.
+
+NOTIFY is a hint, the table is the truth. Writers only ring while a daemon is armed; a daemon arms when it has had
+nothing to do for a while, on its LISTEN session, so that losing one loses both. Why no wake-up is lost: design.md,
+The armed doorbell.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import dataclass, field
+from typing import NoReturn
+from uuid import UUID
+
+import asyncpg
+
+from daemon import telemetry
+from daemon.database import DATABASE_ERRORS, close, connect, one_row
+from daemon.errors import DatabaseUnavailable
+from daemon.hints import Hints
+from daemon.settings import Settings
+from daemon.sql import statement
+from daemon.telemetry import log
+
+LOOK = statement("look")
+ARM = statement("arm")
+DISARM = statement("disarm")
+ECHO = statement("echo")
+CHANNEL = "outbox"
+DOZE_S = 0.005
+"""How soon to try again to fall asleep when silent writers are in flight, or keys are busy; doubles each time."""
+RELISTEN_S = 60.0
+"""How long to do without LISTEN on a connection that does not deliver, before trying again."""
+_KEEPALIVE = "set tcp_keepalives_idle = 15; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3"
+
+
+class Alarm:
+    """Wakes one idle worker per ring; a ring while nobody waits is kept, further ones add nothing."""
+
+    def __init__(self) -> None:
+        """Start rung: whatever is pending already must not wait."""
+        self._rings: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake one worker."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._rings.put_nowait(None)
+
+    async def wait(self) -> None:
+        """Wait for a ring. It is taken before the worker claims: a commit during the claim rings again."""
+        await self._rings.get()
+
+
+@dataclass
+class Activity:
+    """When there was work last, as the doorbell and the poll need to know."""
+
+    linger_s: float
+    _last_work_at: float = field(default_factory=time.monotonic)
+    _stirred: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def worked(self) -> None:
+        """Say that there was work just now."""
+        self._last_work_at = time.monotonic()
+        self._stirred.set()
+
+    def lingering_s(self) -> float:
+        """Return how much longer to keep polling closely; 0 or less when there was no work lately."""
+        return self._last_work_at + self.linger_s - time.monotonic()
+
+    async def stirred(self) -> None:
+        """Wait for work that is done from now on."""
+        self._stirred.clear()
+        await self._stirred.wait()
+
+
+class DeafListener(Exception):
+    """The connection took LISTEN, but delivers nothing: a transaction pooler in between."""
+
+
+class Doorbell:
+    """Keeps the LISTEN session, arms it when there is nothing to do, and polls all the while."""
+
+    def __init__(self, settings: Settings, daemon_id: UUID, alarm: Alarm, activity: Activity, hints: Hints) -> None:
+        """Take whom to wake, and what tells when to sleep."""
+        self._settings = settings
+        self._alarm = alarm
+        self._activity = activity
+        self._hints = hints
+        self._echo_channel = f"outbox_echo_{daemon_id.hex}"
+        self._echoes: asyncio.Queue[str] = asyncio.Queue()
+        self._rung = asyncio.Event()
+        self._asleep_s: float | None = None
+        self._doze_s = DOZE_S
+        self.is_listening = False
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether a writer's ring will wake us."""
+        return self._asleep_s is not None
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether there should be a LISTEN session, and is none."""
+        return not self.is_listening and self._settings.wake != "poll"
+
+    async def poll(self) -> None:
+        """Ring the alarm for ever: closely after work, rarely when a bell will ring, often when none can."""
+        while True:
+            lingering = self._activity.lingering_s() > 0
+            pause_s = (
+                self._settings.linger_poll_s if lingering else self._asleep_s or self._settings.poll_only_interval_s
+            )
+            try:
+                await asyncio.wait_for(self._activity.stirred(), pause_s * random.uniform(0.8, 1.0))
+            except TimeoutError:
+                self._alarm.ring()
+
+    async def listen(self) -> None:
+        """Keep a LISTEN session for ever, unless told to poll only."""
+        failures = 0
+        while self._settings.wake != "poll":
+            try:
+                await self._session()
+            except DeafListener:
+                log.warning(
+                    telemetry.LISTENER_DEGRADED,
+                    reason="notifications do not arrive: a transaction pooler in between?",
+                    remedy="give recalcd a direct or session-pooled connection",
+                    poll_only_interval_s=self._settings.poll_only_interval_s,
+                )
+                pause_s = RELISTEN_S
+            except (DatabaseUnavailable, *DATABASE_ERRORS) as error:
+                failures = 0 if self.is_listening else failures + 1
+                if failures <= 1:
+                    log.warning(telemetry.LISTENER_LOST, **telemetry.error_keys(error))
+                pause_s = min(0.1 * 2**failures, self._settings.retry_max_s)
+            finally:
+                self._asleep_s, self.is_listening = None, False
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+
+    async def _session(self) -> NoReturn:
+        """Listen, then catch up, then sleep and wake until the connection is lost."""
+        connection = await connect(self._settings, application_name="recalcd listener", read_write=True)
+        try:
+            await connection.execute(_KEEPALIVE)
+            await connection.add_listener(CHANNEL, self._on_ring)
+            await connection.add_listener(self._echo_channel, self._on_echo)
+            await self._beat(connection)
+            self.is_listening = True
+            log.info(telemetry.LISTENER_STARTED)
+            self._alarm.ring()
+            while True:
+                await self._watch(connection, time.monotonic() + self._settings.heartbeat_s)
+                await self._beat(connection)
+        finally:
+            await close(connection)
+
+    def _on_ring(self, *_: object) -> None:
+        self._alarm.ring()
+        self._rung.set()
+
+    def _on_echo(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        self._echoes.put_nowait(str(payload))
+
+    async def _beat(self, connection: asyncpg.Connection) -> None:
+        """Send a notification through the database and back.
+
+        Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything.
+        """
+        payload = str(time.monotonic_ns())
+        async with asyncio.timeout(self._settings.heartbeat_timeout_s):
+            await connection.execute(ECHO, self._echo_channel, payload)
+        try:
+            async with asyncio.timeout(self._settings.heartbeat_timeout_s):
+                while await self._echoes.get() != payload:
+                    pass
+        except TimeoutError:
+            if self.is_listening:
+                raise
+            raise DeafListener from None
+
+    async def _watch(self, connection: asyncpg.Connection, until: float) -> None:
+        """Sleep and wake until that time, of the monotonic clock."""
+        always = self._settings.wake == "always"
+        while (left_s := until - time.monotonic()) > 0:
+            if not always and (linger_s := self._activity.lingering_s()) > 0:
+                await asyncio.sleep(min(linger_s, left_s))
+            elif await self._fall_asleep(connection):
+                await self._sleep(left_s, through_rings=always)
+                await connection.fetchval(DISARM)
+                log.debug(telemetry.DOORBELL_DISARMED)
+            else:
+                await asyncio.sleep(self._doze_s)
+                self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)
+                self._alarm.ring()
+
+    async def _fall_asleep(self, connection: asyncpg.Connection) -> bool:
+        """Arm, then look once more; false when there is something to do after all."""
+        self._rung.clear()
+        state = await connection.fetchval(ARM)
+        if state == "busy":
+            return False
+        look = await one_row(connection, LOOK, self._hints.skipped(time.monotonic()))
+        if look["ready"]:
+            self._hints.sweep()
+            if state == "armed":
+                await connection.fetchval(DISARM)
+            return False
+        self._doze_s = DOZE_S
+        next_attempt_s = self._settings.poll_interval_s if look["next_attempt_s"] is None else look["next_attempt_s"]
+        self._asleep_s = max(0.01, min(self._settings.poll_interval_s, next_attempt_s))
+        log.debug(telemetry.DOORBELL_ARMED, state=state)
+        return True
+
+    async def _sleep(self, most_s: float, *, through_rings: bool) -> None:
+        """Sleep until rung, until there was work without a ring, or for most_s seconds."""
+        wakers = [] if through_rings else [self._rung.wait(), self._activity.stirred()]
+        sleepers = [asyncio.ensure_future(waker) for waker in (*wakers, asyncio.sleep(most_s))]
+        try:
+            await asyncio.wait(sleepers, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._asleep_s = None
+            for sleeper in sleepers:
+                sleeper.cancel()

@@ -1,0 +1,77 @@
+"""SQLSTATE in, what to do out; and the errors that end a command. Pure: no I/O, no clock.
+
+Classes of SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
+"""
+
+from enum import Enum
+
+
+class RecalcdError(Exception):
+    """Ends a command. The message is for a person: what happened, then what to do."""
+
+    exit_code = 1
+
+
+class UsageError(RecalcdError):
+    """The command was asked for something that can't be meant."""
+
+    exit_code = 2
+
+
+class DatabaseUnavailable(RecalcdError):
+    """No connection could be made."""
+
+    exit_code = 3
+
+
+class SchemaMismatch(RecalcdError):
+    """The database lacks recalcd's schema, or holds that of another version."""
+
+    exit_code = 4
+
+
+class ConfigurationError(RecalcdError):
+    """A setting is wrong; starting again will not help. EX_CONFIG of sysexits(3), which systemd does not restart."""
+
+    exit_code = 78
+
+
+class Blame(Enum):
+    """Whose fault a failed recalculation is; decides what the daemon does next."""
+
+    SERVER = "server"
+    """The database is away, restarting, full or read-only: wait and try again, for ever; charge nobody."""
+
+    CONTENTION = "contention"
+    """Somebody else's lock or transaction: try again soon; charge nobody."""
+
+    SIZE = "size"
+    """Too much for one transaction: try again with fewer keys."""
+
+    TOPIC = "topic"
+    """The topic's procedure is missing or may not be called: leave the topic alone for a while; charge nobody."""
+
+    KEYS = "keys"
+    """One of the keys (or the procedure, for it): find out which, and charge that one."""
+
+
+_CONTENTION = frozenset({"40001", "40P01", "55P03"})
+_SERVER_CLASSES = ("08", "53", "58", "57P")
+_READ_ONLY = "25006"  # after a failover, until the connection finds the new primary
+_OUT_OF_MEMORY = "53200"  # also what a full lock table says
+_PROCEDURE_UNUSABLE = "RC004"  # raised by outbox.recalculate
+
+
+def blame(sqlstate: str | None) -> Blame:
+    """Say whose fault an error is; None means that the connection broke without a word."""
+    if sqlstate is None or sqlstate == _READ_ONLY:
+        return Blame.SERVER
+    if sqlstate in _CONTENTION:
+        return Blame.CONTENTION
+    if sqlstate == _OUT_OF_MEMORY:
+        return Blame.SIZE
+    if sqlstate == _PROCEDURE_UNUSABLE:
+        return Blame.TOPIC
+    if sqlstate.startswith(_SERVER_CLASSES):
+        return Blame.SERVER
+    return Blame.KEYS

@@ -1,0 +1,83 @@
+"""What a daemon remembers of its topics between batches. Pure. Forgetting it costs time, never an event."""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+TRAIL_S = 2.0
+"""How far the low-water mark trails the claims: ids become visible out of order (measured: design.md, The claim)."""
+SWEEP_S = 5.0
+"""How often a claim looks below the mark, for events that became visible late."""
+MOST_KEYS = 1000
+
+
+@dataclass
+class TopicHints:
+    """Times are of a monotonic clock, in seconds."""
+
+    heads: deque[tuple[float, int]] = field(default_factory=deque)
+    above: int = 0
+    keys: int | None = None
+    skip_until: float = 0.0
+
+
+class Hints:
+    """The low-water mark, the size of a batch, and the topics to leave alone, per topic."""
+
+    def __init__(self, batch_target_s: float) -> None:
+        """Size batches to take batch_target_s seconds."""
+        self._batch_target_s = batch_target_s
+        self._topics: defaultdict[str, TopicHints] = defaultdict(TopicHints)
+        self._sweep_at = 0.0
+
+    def for_claim(self, now: float) -> dict[str, dict[str, object]]:
+        """Return what outbox.claim takes; every SWEEP_S without the marks."""
+        sweeping = now >= self._sweep_at
+        if sweeping:
+            self._sweep_at = now + SWEEP_S
+        return {topic: self._of(hints, now, sweeping=sweeping) for topic, hints in self._topics.items()}
+
+    @staticmethod
+    def _of(hints: TopicHints, now: float, *, sweeping: bool) -> dict[str, object]:
+        while hints.heads and hints.heads[0][0] <= now - TRAIL_S:
+            hints.above = max(hints.above, hints.heads.popleft()[1])
+        return {
+            "above": 0 if sweeping else hints.above,
+            "keys": hints.keys or MOST_KEYS,
+            "skip": hints.skip_until > now,
+        }
+
+    def sweep(self) -> None:
+        """Make the next claim look below the marks."""
+        self._sweep_at = 0.0
+
+    def claimed(self, topic: str, head_event_id: int | None, now: float) -> None:
+        """Remember how far the head was taken."""
+        if head_event_id is not None:
+            self._topics[topic].heads.append((now, head_event_id))
+
+    def forget_marks(self) -> None:
+        """Look from the start again: what was taken came back, and may lie below a mark."""
+        for hints in self._topics.values():
+            hints.heads.clear()
+            hints.above = 0
+
+    def took(self, topic: str, key_count: int, seconds: float) -> None:
+        """Size the next batch by what this one took: shrink at once, grow by doubling."""
+        hints = self._topics[topic]
+        limit = hints.keys or MOST_KEYS
+        if seconds > self._batch_target_s:
+            hints.keys = max(1, min(limit, int(key_count * self._batch_target_s / seconds)))
+        elif hints.keys is not None and key_count >= limit and seconds < self._batch_target_s / 2:
+            hints.keys = min(2 * limit, MOST_KEYS)
+
+    def halve(self, topic: str, key_count: int) -> None:
+        """Ask for less: the batch was too much for the server."""
+        self._topics[topic].keys = max(1, key_count // 2)
+
+    def skip(self, topic: str, until: float) -> None:
+        """Leave the topic alone until then."""
+        self._topics[topic].skip_until = until
+
+    def skipped(self, now: float) -> list[str]:
+        """Return the topics left alone at the moment."""
+        return [topic for topic, hints in self._topics.items() if hints.skip_until > now]

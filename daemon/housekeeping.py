@@ -1,0 +1,86 @@
+"""The small things that keep a daemon in order: its row in outbox.daemon, and the history's partitions."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+
+import asyncpg
+
+from daemon import __version__, systemd, telemetry
+from daemon.database import DATABASE_ERRORS, close, connect
+from daemon.errors import DatabaseUnavailable
+from daemon.sql import statement
+from daemon.telemetry import log
+from daemon.worker import Shared
+
+HEARTBEAT = statement("heartbeat")
+SAY_GOODBYE = statement("say_goodbye")
+MAKE_PARTITIONS = statement("make_partitions")
+DROP_PARTITIONS = statement("drop_partitions")
+ROUND_S = 10.0
+PARTITIONS_S = 3600.0
+PARTITIONS_AGAIN_S = 60.0
+"""How soon to try again when the partitions could not be made, or an old one not be dropped for a reader's lock."""
+DAYS_AHEAD = 7
+
+
+class Housekeeper:
+    """Makes its rounds on a connection of its own. What fails is logged and tried again: no event waits for it."""
+
+    def __init__(self, shared: Shared, state: Callable[[], str]) -> None:
+        """Take what tells the daemon's state: working, idle, degraded or stopping."""
+        self._shared = shared
+        self._state = state
+        self._connection: asyncpg.Connection | None = None
+        self._partitions_at = 0.0
+
+    async def run(self) -> None:
+        """Make rounds for ever."""
+        while True:
+            self._shared.housekeeping.clear()
+            try:
+                await self.make_round()
+            except (DatabaseUnavailable, *DATABASE_ERRORS) as error:
+                log.warning(telemetry.HOUSEKEEPING_FAILED, **telemetry.error_keys(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
+
+    async def make_round(self) -> None:
+        """Say that we live, learn whether somebody vanished, and see to the partitions when that is due."""
+        connection = await self._connected()
+        state = self._state()
+        self._shared.is_cautious = await connection.fetchval(
+            HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
+        )
+        systemd.status(state)
+        if time.monotonic() >= self._partitions_at or self._shared.housekeeping.is_set():
+            self._partitions_at = time.monotonic() + PARTITIONS_AGAIN_S
+            await self._see_to_partitions(connection)
+            self._partitions_at = time.monotonic() + PARTITIONS_S
+
+    async def _see_to_partitions(self, connection: asyncpg.Connection) -> None:
+        keep_days = self._shared.settings.history_days
+        if keep_days:
+            for name in await connection.fetchval(MAKE_PARTITIONS, DAYS_AHEAD):
+                log.info(telemetry.PARTITION_CREATED, partition=name)
+        for name in await connection.fetchval(DROP_PARTITIONS, keep_days):
+            log.info(telemetry.PARTITION_DROPPED, partition=name)
+
+    async def say_goodbye(self) -> None:
+        """Say that the daemon stopped as it should, if the database will listen."""
+        with contextlib.suppress(DatabaseUnavailable, *DATABASE_ERRORS):  # it is gone anyway; others will notice
+            connection = await self._connected()
+            await connection.execute(SAY_GOODBYE, self._shared.daemon_id)
+        if self._connection is not None:
+            await close(self._connection)
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(
+                self._shared.settings, application_name="recalcd housekeeper", read_write=True
+            )
+        return self._connection

@@ -1,0 +1,225 @@
+"""The daemon: starts the tasks, waits for a signal, and stops them so that nothing is lost and nobody is charged."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from uuid import UUID, uuid4
+
+import asyncpg
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from daemon import __version__, systemd, telemetry
+from daemon.database import CONNECTION_ERRORS, DATABASE_ERRORS, connection, one_row
+from daemon.doorbell import LOOK, Activity, Alarm, Doorbell
+from daemon.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
+from daemon.hints import Hints
+from daemon.housekeeping import Housekeeper
+from daemon.migration_state import check_schema
+from daemon.settings import Settings
+from daemon.sql import statement
+from daemon.telemetry import log
+from daemon.worker import Shared, Worker
+
+COUNT_DEAD = statement("count_dead")
+DRAIN_POLL_S = 0.1
+_SCHEMA_GONE = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
+
+
+class Ending(Enum):
+    """Why a crew went off duty."""
+
+    STOPPED = "stopped"
+    DRAINED = "drained"
+    RELOADED = "reloaded"
+
+
+class Crew:
+    """The tasks that one reading of the settings starts."""
+
+    def __init__(self, settings: Settings, daemon_id: UUID) -> None:
+        """Prepare; nothing runs yet."""
+        self._shared = Shared(
+            settings=settings,
+            daemon_id=daemon_id,
+            alarm=Alarm(),
+            activity=Activity(settings.linger_s),
+            hints=Hints(settings.batch_target_s),
+            housekeeping=asyncio.Event(),
+        )
+        shared = self._shared
+        self._doorbell = Doorbell(settings, daemon_id, shared.alarm, shared.activity, shared.hints)
+        self._housekeeper = Housekeeper(shared, self._state)
+        self._workers = [Worker(shared) for _ in range(settings.workers)]
+        self._off_duty: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+
+    async def prepare(self) -> None:
+        """Find the database as we need it, and say that we are here. Raises SchemaMismatch, DatabaseUnavailable."""
+        async with connection(self._shared.settings, application_name="recalcd start", read_write=True) as connected:
+            await check_schema(connected)
+        await self._housekeeper.make_round()
+
+    def go_off_duty(self, ending: Ending) -> None:
+        """Ask everybody to finish the batch in hand and leave."""
+        if not self._off_duty.done():
+            self._off_duty.set_result(ending)
+
+    async def serve(self, *, drain: bool, hurry: asyncio.Event) -> Ending:
+        """Work until told to go. hurry, set later, means: roll back what is in hand."""
+        background = [self._doorbell.listen(), self._doorbell.poll(), self._housekeeper.run()]
+        if drain:
+            background.append(self._watch_drain())
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in background]
+            working = {group.create_task(worker.run()): worker for worker in self._workers}
+            ending = await self._off_duty
+            await self._finish(working, hurry)
+            for task in tasks:
+                task.cancel()
+        if ending is not Ending.RELOADED:
+            await self._housekeeper.say_goodbye()
+        return ending
+
+    async def _finish(self, working: dict[asyncio.Task[None], Worker], hurry: asyncio.Event) -> None:
+        """Let batches in hand be finished, within the grace period; the idle leave at once."""
+        grace_s = self._shared.settings.stop_grace_s
+        systemd.extend_timeout(grace_s + 5)
+        self._shared.stopping.set()
+        for task, worker in working.items():
+            if not worker.has_batch_in_hand:
+                task.cancel()
+        hurried = asyncio.ensure_future(hurry.wait())
+        finished = asyncio.ensure_future(asyncio.wait(working))
+        await asyncio.wait([hurried, finished], timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        for task in working:
+            task.cancel()
+        await asyncio.wait(working)
+
+    async def _watch_drain(self) -> None:
+        """Go off duty when nothing is pending and nothing is owed, except by dead keys."""
+        while not await self._is_drained():  # noqa: ASYNC110  # what is waited for happens in the database
+            await asyncio.sleep(DRAIN_POLL_S)
+        self.go_off_duty(Ending.DRAINED)
+
+    async def _is_drained(self) -> bool:
+        try:
+            async with connection(self._shared.settings, application_name="recalcd drain") as connected:
+                look = await one_row(connected, LOOK, [])
+        except (DatabaseUnavailable, *DATABASE_ERRORS):  # the workers are telling the log already
+            return False
+        return not look["ready"] and not look["owed_count"]
+
+    def _state(self) -> str:
+        if self._off_duty.done():
+            return "stopping"
+        if self._doorbell.is_degraded:
+            return "degraded"
+        return "idle" if self._doorbell.is_asleep else "working"
+
+
+class Runner:
+    """`recalcd run`: from the first attempt to connect to the exit code."""
+
+    def __init__(self, load: Callable[[], Settings], *, drain: bool = False) -> None:
+        """Take what reads the settings, now and at every SIGHUP."""
+        self._load = load
+        self._drain = drain
+        self._daemon_id = uuid4()
+        self._crew: Crew | None = None
+        self._hurry = asyncio.Event()
+        self._stop_count = 0
+        self._starting: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Return the exit code: 0, or 1 when a drain leaves dead keys. Raises RecalcdError for every other ending."""
+        settings = self._load()
+        telemetry.configure(settings)
+        self._catch_signals()
+        log.info(telemetry.DAEMON_STARTED, daemon_id=self._daemon_id, version=__version__, workers=settings.workers)
+        while (ending := await self._on_duty(settings)) is Ending.RELOADED:
+            settings = self._reload(settings)
+        log.info(telemetry.DAEMON_STOPPED, ending=ending.value)
+        return await self._count_dead(settings) if ending is Ending.DRAINED else 0
+
+    async def _on_duty(self, settings: Settings) -> Ending:
+        """Wait for the database, however long that takes, then work until told otherwise."""
+        self._crew = Crew(settings, self._daemon_id)
+        self._starting = asyncio.create_task(_patiently(settings, self._crew.prepare))
+        try:
+            await self._starting
+        except asyncio.CancelledError:
+            if self._stop_count:
+                return Ending.STOPPED
+            raise
+        systemd.ready()
+        try:
+            return await self._crew.serve(drain=self._drain, hurry=self._hurry)
+        except BaseExceptionGroup as group:
+            raise _reason(group) from None
+
+    def _reload(self, settings: Settings) -> Settings:
+        systemd.reloading()
+        try:
+            settings = self._load()
+        except ConfigurationError as error:
+            log.error(telemetry.SETTINGS_REFUSED, error=str(error))
+        else:
+            telemetry.configure(settings)
+            log.info(telemetry.SETTINGS_RELOADED, workers=settings.workers)
+        return settings
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    def stop(self) -> None:
+        """Finish the batch in hand and exit; the second time, roll it back."""
+        self._stop_count += 1
+        systemd.stopping()
+        log.info(telemetry.DAEMON_STOPPING, hurry=self._stop_count > 1)
+        if self._stop_count > 1:
+            self._hurry.set()
+        if self._starting is not None:
+            self._starting.cancel()  # does nothing once the start is over
+        if self._crew is not None:
+            self._crew.go_off_duty(Ending.STOPPED)
+
+    def reload(self) -> None:
+        """Read the settings again, between two batches."""
+        if self._crew is not None:
+            self._crew.go_off_duty(Ending.RELOADED)
+
+    async def _count_dead(self, settings: Settings) -> int:
+        async with connection(settings, application_name="recalcd drain") as connected:
+            dead_count = await connected.fetchval(COUNT_DEAD)
+        if dead_count:
+            log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)
+        return 1 if dead_count else 0
+
+
+async def _patiently(settings: Settings, step: Callable[[], Awaitable[None]]) -> None:
+    """Do the step as soon as the database is there."""
+    retrying = AsyncRetrying(
+        wait=wait_random_exponential(multiplier=0.1, max=settings.retry_max_s),
+        retry=retry_if_exception_type((DatabaseUnavailable, *CONNECTION_ERRORS)),
+        before_sleep=_log_waiting,
+    )
+    await retrying(step)
+
+
+def _log_waiting(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, error=str(error))
+    systemd.status("waiting for the database")
+
+
+def _reason(error: BaseException) -> BaseException:
+    """Return what ended a task group: its first error, the others being echoes."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, _SCHEMA_GONE):
+        return SchemaMismatch(f"The schema changed beneath the daemon: {error}. See `recalcd migrate status`.")
+    return error

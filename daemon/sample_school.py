@@ -1,0 +1,48 @@
+"""A believable school of any size, the same one for the same seed: for the demo, the benchmarks and the tests."""
+
+import asyncpg
+
+from daemon.sql import statement
+
+COHORTS = statement("sample_school_cohorts")
+STUDENTS = statement("sample_school_students")
+GROUPS = statement("sample_school_groups")
+MEMBERSHIPS = statement("sample_school_memberships")
+TIMEFRAMES = statement("sample_school_timeframes")
+UNITS = statement("sample_school_units")
+ASSIGNMENTS = statement("sample_school_assignments")
+FEEDBACK = statement("sample_school_feedback")
+
+
+async def load(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    *,
+    students: int,
+    groups: int,
+    timeframes: int,
+    units: int,
+    feedback: int,
+    seed: int = 1,
+) -> None:
+    """Fill an empty school, in one transaction; then let the planner count it.
+
+    It writes the tables directly, without events: backfill afterwards. timeframes counts the one that is always there.
+    Raises ValueError for a school without a pupil, group, timeframe or unit, and asyncpg's errors: UniqueViolationError
+    when a school of this seed is there already.
+    """
+    if min(students, groups, timeframes, units) < 1 or feedback < 0:
+        message = "A school needs at least one pupil, group, timeframe and unit, and no negative amount of feedback."
+        raise ValueError(message)
+    async with connection.transaction():
+        await connection.execute(COHORTS, seed)
+        await connection.execute(STUDENTS, seed, students)
+        await connection.execute(GROUPS, seed, groups)
+        await connection.execute(MEMBERSHIPS, seed, students, groups)
+        await connection.execute(TIMEFRAMES, seed, timeframes)
+        await connection.execute(UNITS, seed, units)
+        await connection.execute(ASSIGNMENTS, seed, groups, units, feedback)
+        await connection.execute(FEEDBACK, seed, feedback)
+    await connection.execute(
+        "analyze school.cohort, school.student, school.class_group, school.group_membership,"
+        " school.timeframe, school.unit, school.assignment, school.feedback"
+    )

@@ -1,0 +1,281 @@
+"""A worker: one claim connection, one batch after the other, and what becomes of batches that fail."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_when_event_set, wait_random_exponential
+
+from daemon import telemetry
+from daemon.batch import Batch, CallFailed, Recalculation
+from daemon.careful import ACQUIT_KEYS, Failure, Outcome, run_carefully
+from daemon.claim import Claim
+from daemon.database import DATABASE_ERRORS, close, connect, connection, sqlstate_of
+from daemon.doorbell import Activity, Alarm
+from daemon.errors import Blame, DatabaseUnavailable, blame
+from daemon.hints import Hints
+from daemon.settings import Settings
+from daemon.sql import statement
+from daemon.telemetry import log
+
+SUSPECT_KEYS = statement("suspect_keys")
+SERVER_STARTED_AT = statement("server_started_at")
+CONTENTION_TRIES = 3
+"""Batches in a row that may fail for somebody else's lock before careful mode lets the others pass."""
+BROKEN_TOPIC_PAUSE_S = 30.0
+_NO_PARTITION = "23514"  # at settling: the history has no partition for today
+
+
+@dataclass
+class Shared:
+    """What the workers of one daemon have in common."""
+
+    settings: Settings
+    daemon_id: UUID
+    alarm: Alarm
+    activity: Activity
+    hints: Hints
+    housekeeping: asyncio.Event
+    """Set when the housekeeper should look at once."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    is_cautious: bool = False
+    """A daemon vanished lately, or keys are suspected of it: write down what is about to be called."""
+
+
+class Worker:
+    """Runs batches until told to stop."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Connect at the first batch."""
+        self._shared = shared
+        self._recalculation = Recalculation(shared.daemon_id, "live", keep_history=shared.settings.history_days > 0)
+        self._connection: asyncpg.Connection | None = None
+        self._server_started_at: object = None
+        self._vanished: Claim | None = None
+        self._marked: Claim | None = None
+        self._after = ""
+        self._retries_first = False
+        self._contended = 0
+        self.has_batch_in_hand = False
+
+    async def run(self) -> None:
+        """Work when the alarm rings, until nothing is left."""
+        try:
+            while not self._shared.stopping.is_set():
+                await self._shared.alarm.wait()
+                while not self._shared.stopping.is_set() and await self._patiently(self._turn):
+                    pass
+        finally:
+            await self._disconnect()
+
+    async def _patiently(self, step: Callable[[], Awaitable[bool]]) -> bool:
+        """Retry a step for ever while the server is in trouble; false also when told to stop meanwhile."""
+        shared = self._shared
+        retrying = AsyncRetrying(
+            wait=wait_random_exponential(multiplier=0.05, max=shared.settings.retry_max_s),
+            retry=retry_if_exception(_will_pass),
+            stop=stop_when_event_set(shared.stopping),  # type: ignore[arg-type]  # asks is_set() only
+            sleep=self._pause,
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        try:
+            return await retrying(step)
+        except Exception as error:
+            if shared.stopping.is_set() and _will_pass(error):
+                return False
+            raise
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._shared.stopping.wait(), seconds)
+
+    async def _turn(self) -> bool:
+        """Run one batch; false when there is nothing to do."""
+        connection = await self._connected()
+        started = time.monotonic()
+        try:
+            self.has_batch_in_hand = True
+            batch = await self._next_batch(connection)
+        except CallFailed as failure:
+            self._came_back(failure)
+            await self._judge(connection, failure)
+            return True
+        except DATABASE_ERRORS as error:
+            self._came_back(error)
+            raise
+        finally:
+            self.has_batch_in_hand = False
+        self._contended = 0
+        if batch is None:
+            return False
+        self._after = batch.claim.topic
+        self._report(batch)
+        self._remember(batch, time.monotonic() - started)
+        return True
+
+    async def _next_batch(self, connection: asyncpg.Connection) -> Batch | None:
+        self._retries_first = not self._retries_first
+        recalculation = self._recalculation
+        if self._shared.is_cautious:
+            recalculation = recalculation.watched_by(self._mark)
+        self._marked = None
+        return await recalculation.next_batch(
+            connection,
+            self._shared.hints.for_claim(time.monotonic()),
+            after=self._after,
+            retries_first=self._retries_first,
+        )
+
+    async def _connected(self) -> asyncpg.Connection:
+        """Return a working connection; after a batch vanished, note its keys first."""
+        if self._connection is None or self._connection.is_closed():
+            await self._disconnect()
+            self._connection = await connect(
+                self._shared.settings, application_name="recalcd worker", read_write=True
+            )
+            previous = self._server_started_at
+            self._server_started_at = await self._connection.fetchval(SERVER_STARTED_AT)
+            if self._vanished and previous == self._server_started_at:
+                await self._connection.execute(SUSPECT_KEYS, self._vanished.topic, self._vanished.keys)
+                self._shared.is_cautious = True
+            self._vanished = None
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            await close(self._connection)
+            self._connection = None
+
+    async def _mark(self, claim: Claim) -> None:
+        """Write down, in a transaction of its own, whom we are about to call: if we vanish, they were there."""
+        async with connection(self._shared.settings, application_name="recalcd witness") as witness:
+            await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
+        self._marked = claim
+
+    def _came_back(self, error: BaseException) -> None:
+        """Draw the consequences of a rolled back batch that need no database."""
+        self._shared.hints.forget_marks()
+        if isinstance(error, CallFailed) and error.vanished and error.claim is not self._marked:
+            self._vanished = error.claim
+        if sqlstate_of(error) == _NO_PARTITION:
+            self._shared.housekeeping.set()
+
+    async def _judge(self, connection: asyncpg.Connection, failure: CallFailed) -> None:
+        """Find out whose fault it is, and act on it. Raises the failure when trying again is all there is to do."""
+        claim = failure.claim
+        facts = {"topic": claim.topic, "key_count": len(claim.keys), "blame": failure.blame.value}
+        log.warning(
+            telemetry.BATCH_VANISHED if failure.vanished else telemetry.BATCH_FAILED,
+            **facts,
+            **telemetry.error_keys(failure.error),
+        )
+        match failure.blame:
+            case Blame.SERVER:
+                raise failure
+            case Blame.TOPIC:
+                await connection.execute(ACQUIT_KEYS, claim.topic, claim.keys)
+                self._leave_alone(failure)
+                return
+            case Blame.CONTENTION if self._contended < CONTENTION_TRIES:
+                self._contended += 1
+                await connection.execute(ACQUIT_KEYS, claim.topic, claim.keys)
+                raise failure
+            case Blame.SIZE:
+                self._shared.hints.halve(claim.topic, len(claim.keys))
+        await self._run_carefully(connection, failure)
+
+    async def _run_carefully(self, connection: asyncpg.Connection, failure: CallFailed) -> None:
+        self._contended = 0
+        self.has_batch_in_hand = True
+        recalculation = self._recalculation.watched_by(self._mark if self._shared.is_cautious else None)
+        try:
+            await run_carefully(
+                recalculation, connection, failure, report=self._report, stopping=self._shared.stopping.is_set
+            )
+        except CallFailed as again:
+            self._came_back(again)
+            if again.blame is not Blame.TOPIC:
+                raise
+            self._leave_alone(again)
+        finally:
+            self.has_batch_in_hand = False
+
+    def _leave_alone(self, failure: CallFailed) -> None:
+        """Leave a topic alone whose procedure can't be called at all."""
+        self._shared.hints.skip(failure.claim.topic, time.monotonic() + BROKEN_TOPIC_PAUSE_S)
+        log.error(
+            telemetry.TOPIC_BROKEN,
+            topic=failure.claim.topic,
+            retry_s=BROKEN_TOPIC_PAUSE_S,
+            **telemetry.error_keys(failure.error),
+        )
+
+    def _remember(self, batch: Batch, seconds: float) -> None:
+        claim, hints = batch.claim, self._shared.hints
+        hints.claimed(claim.topic, claim.head_event_id, time.monotonic())
+        if not claim.suspects:
+            hints.took(claim.topic, len(claim.keys), seconds)
+        if claim.is_full:
+            self._shared.alarm.ring()  # there is more: another worker may help
+
+    def _report(self, outcome: Outcome) -> None:
+        self._shared.activity.worked()
+        if isinstance(outcome, Failure):
+            _log_failure(outcome)
+        else:
+            _log_batch(outcome)
+
+
+def _will_pass(error: BaseException) -> bool:
+    """Say whether an error is the server's trouble or contention: anything else ends the daemon."""
+    if isinstance(error, CallFailed):
+        return error.blame in (Blame.SERVER, Blame.CONTENTION)
+    if isinstance(error, DatabaseUnavailable):
+        return True
+    if not isinstance(error, DATABASE_ERRORS):
+        return False
+    sqlstate = sqlstate_of(error)
+    return sqlstate == _NO_PARTITION or blame(sqlstate) in (Blame.SERVER, Blame.CONTENTION, Blame.SIZE)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    wait_s = state.next_action.sleep if state.next_action else 0.0
+    cause = error.error if isinstance(error, CallFailed) else error
+    if cause is not None:
+        facts = telemetry.error_keys(cause)
+        log.warning(telemetry.BATCH_RETRIED, attempt=state.attempt_number, wait_s=round(wait_s, 3), **facts)
+
+
+def _log_failure(failure: Failure) -> None:
+    died = failure.state == "dead"
+    log.warning(
+        telemetry.KEY_DIED if died else telemetry.KEY_FAILED,
+        topic=failure.topic,
+        key=failure.key,
+        attempts=failure.attempts,
+        next_attempt_at=failure.next_attempt_at,
+        will_retry=not died,
+        **telemetry.error_keys(failure.error),
+    )
+
+
+def _log_batch(batch: Batch) -> None:
+    claim = batch.claim
+    facts: dict[str, Any] = {
+        "topic": claim.topic,
+        "key_count": len(claim.keys),
+        "event_count": claim.event_count,
+        "folded_count": claim.folded_count,
+        "changed_count": None if batch.changed_keys is None else len(batch.changed_keys),
+        "recalculate_ms": round(batch.recalculate_ms, 3),
+    }
+    if claim.oldest_event_at:
+        facts["wait_ms"] = round((claim.started_at - claim.oldest_event_at).total_seconds() * 1000, 3)
+    log.info(telemetry.BATCH_COMMITTED, **facts)

@@ -1,0 +1,2 @@
+-- How many keys are dead?
+select count(*) as dead_count from outbox.failure as f where f.state = 'dead'

@@ -1,0 +1,36 @@
+-- Say that this daemon lives; find out whether another one vanished, or the last run of this one did.
+--   $1 daemon, $2 host, $3 pid, $4 version, $5 state
+-- Returns is_cautious: somebody vanished within a minute, or keys are suspected of it.
+with vanished as (
+    update outbox.daemon as d
+    set state = 'vanished', ended_at = clock_timestamp()
+    where d.ended_at is null
+      and d.daemon_id <> $1::uuid
+      and not exists (
+          select from pg_stat_activity as a
+          where a.pid = d.backend_pid and a.backend_start = d.backend_started_at
+      )
+    returning d.daemon_id
+), forgotten as (
+    delete from outbox.daemon as d
+    where d.ended_at < clock_timestamp() - interval '7 days'
+), alive as (
+    insert into outbox.daemon as d (daemon_id, host, pid, version, state, backend_pid, backend_started_at)
+    select $1::uuid, $2::text, $3::integer, $4::text, $5::text, a.pid, a.backend_start
+    from pg_stat_activity as a
+    where a.pid = pg_backend_pid()
+    on conflict (daemon_id) do update set
+        state = excluded.state, seen_at = clock_timestamp(), ended_at = null,
+        backend_pid = excluded.backend_pid, backend_started_at = excluded.backend_started_at
+    returning d.daemon_id
+)
+select exists (select from vanished)
+       or exists (
+           select from outbox.daemon as d
+           where d.state = 'vanished' and d.ended_at > clock_timestamp() - interval '1 minute'
+       )
+       or exists (
+           select from outbox.suspect as s
+           where s.last_crashed_at > clock_timestamp() - interval '1 minute'
+       ) as is_cautious
+from alive

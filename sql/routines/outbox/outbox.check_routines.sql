@@ -1,0 +1,26 @@
+-- Refuse the names of routines that a topic could not use; null is not checked.
+--   Errors   RC004 no such routine, or one of another signature; the hint says which it should have.
+create or replace function outbox.check_routines(p_recalculate text, p_list_keys text) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if p_recalculate is not null and (select f.routine is null from outbox.find_recalculate(p_recalculate) as f) then
+        raise exception 'no routine % can recalculate keys', quote_literal(p_recalculate)
+            using errcode = 'RC004', hint = format(
+                'Name it schema.name, with the signature: procedure %s(in p_keys text[], inout p_changed_keys text[]), '
+                'or: function %1$s(p_keys text[]) returns text[], volatile.', p_recalculate);
+    end if;
+    if p_list_keys is not null and not exists (
+        select from pg_proc as p
+        join pg_namespace as n on n.oid = p.pronamespace
+        where array[n.nspname::text, p.proname::text] = parse_ident(p_list_keys)
+          and p.prokind = 'f' and p.proretset and p.prorettype = 'text'::regtype
+          and p.proargtypes::text = '25 23'
+    ) then
+        raise exception 'no function % can list keys', quote_literal(p_list_keys)
+            using errcode = 'RC004', hint = format(
+                'Name it schema.name, with the signature: function %s(p_after text, p_limit integer) returns setof text.',
+                p_list_keys);
+    end if;
+end $$;
+comment on function outbox.check_routines is 'Refuse the names of routines that a topic could not use.';

@@ -1,0 +1,78 @@
+-- Take the next batch: look at the head of the queue of each topic in turn, and take the keys found there. The first
+-- statement of a daemon's transaction; outbox.recalculate, outbox.settle and the commit follow.
+--   Locks    the head's event rows and due failure rows, skip locked; then as outbox.claim_keys. Never waits.
+--   Needs    read committed.
+--   Takes    p_hints: what this daemon remembers, per topic; only hints, {} is always right:
+--                {"reports.student": {"above": 1234, "keys": 500, "skip": false}}
+--                above: look only at later events, since the start of the index may be full of dead rows.
+--                keys: most keys of the batch.  skip: leave the topic alone.
+--            p_after: the topic served last; the turn goes to the one behind it.
+--            p_retries_first: due failures before new events, or the other way round. They never share a batch, so
+--            that a failing key spoils nobody else's.
+--   Returns  topic: null when there was nothing to take, else as outbox.claim_keys; keys may be empty when all that was
+--            done is folding. head_event_id: up to here the head was taken. is_full: there may be more behind it.
+--            suspects: the keys were in a batch that vanished.
+--   Errors   RC001 wrong isolation level: give up.
+create or replace function outbox.claim(
+    p_hints jsonb default '{}', p_after text default '', p_retries_first boolean default false,
+    out topic text, out keys text[], out event_count bigint, out oldest_event_at timestamptz, out started_at timestamptz,
+    out reasons text[], out traceparent text, out folded_count bigint, out head_event_id bigint, out is_full boolean, out suspects boolean
+)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+declare
+    v_topic record;
+    v_limit integer;
+    v_above bigint;
+    v_head text[];
+    v_head_first bigint[];
+    v_due text[];
+    v_keys text[];
+begin
+    for v_topic in
+        select t.topic, t.batch_keys from outbox.topic as t
+        where t.paused_at is null and not coalesce((p_hints -> t.topic ->> 'skip')::boolean, false)
+        order by t.topic <= p_after, t.topic
+    loop
+        v_limit := least(v_topic.batch_keys, coalesce((p_hints -> v_topic.topic ->> 'keys')::integer, v_topic.batch_keys));
+        v_above := coalesce((p_hints -> v_topic.topic ->> 'above')::bigint, 0);
+
+        with head as (
+            select e.key, e.event_id from outbox.event as e
+            where e.topic = v_topic.topic and e.event_id > v_above
+            order by e.event_id
+            limit v_limit
+            for update skip locked
+        ), by_key as (
+            select h.key, min(h.event_id) as first, max(h.event_id) as last, count(*) as event_count
+            from head as h
+            group by h.key
+        )
+        select coalesce(array_agg(k.key), '{}'), array_agg(k.first), max(k.last), sum(k.event_count) = v_limit
+        into v_head, v_head_first, head_event_id, is_full
+        from by_key as k;
+        v_due := array(
+            select f.key from outbox.failure as f
+            where f.topic = v_topic.topic and f.state = 'retrying' and f.next_attempt_at <= clock_timestamp()
+            order by f.next_attempt_at
+            limit v_limit
+            for update skip locked
+        );
+        v_keys := case when v_head = '{}' or p_retries_first and v_due <> '{}' then v_due else v_head end;
+        continue when v_keys = '{}';
+
+        select s.keys, s.suspects into v_keys, suspects from outbox.single_out(v_topic.topic, v_keys, v_limit) as s;
+        select c.keys, c.event_count, c.oldest_event_at, c.started_at, c.reasons, c.traceparent, c.folded_count
+        into keys, event_count, oldest_event_at, started_at, reasons, traceparent, folded_count
+        from outbox.claim_keys(v_topic.topic, v_keys, v_above) as c;
+        if keys <> '{}' or folded_count > 0 then
+            topic := v_topic.topic;
+            -- An event that stays behind, because its key is busy, must not fall below the caller's mark.
+            select coalesce(min(h.first) - 1, head_event_id) into head_event_id
+            from unnest(v_head, v_head_first) as h (key, first)
+            where not exists (select from unnest(keys) as k (key) where k.key = h.key);
+            return;
+        end if;
+    end loop;
+end $$;
+comment on function outbox.claim is 'Take the next batch of keys, of whichever topic has the turn.';

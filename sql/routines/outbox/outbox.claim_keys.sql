@@ -1,0 +1,71 @@
+-- Take keys: lock them, then take every visible event of theirs out of the outbox. What is taken commits with the
+-- recalculation that follows in the same transaction, or comes back when that rolls back.
+--   Locks    the keys' advisory locks, tried in sorted order and never waited for; then the event rows, skip locked.
+--            Events of a locked key are only ever taken by the holder of its lock.
+--   Needs    read committed. Each step is a statement of its own with a younger snapshot; the recalculation must be a
+--            later statement still. Otherwise an older result may overwrite a newer one, for ever.
+--   Takes    p_keys: distinct. p_above: leave events up to this id for a later sweep.
+--   Returns  keys: those taken, sorted; the rest is busy elsewhere, or folded. event_count, oldest_event_at, reasons,
+--            traceparent: of their events. started_at: what was committed by then is included.
+--            folded_count: events of keys in backoff, moved into their failure rows.
+--            statement_timeout (the topic's), lock_timeout, idle_in_transaction_session_timeout and jit are set for the
+--            rest of the transaction.
+--   Errors   RC001 wrong isolation level: give up.
+create or replace function outbox.claim_keys(
+    p_topic text, p_keys text[], p_above bigint default 0,
+    out keys text[], out event_count bigint, out oldest_event_at timestamptz, out started_at timestamptz,
+    out reasons text[], out traceparent text, out folded_count bigint
+)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+as $$
+declare
+    v_locked text[];
+    v_deferred text[];
+begin
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        raise exception 'claiming under % could overwrite newer results with older ones', current_setting('transaction_isolation')
+            using errcode = 'RC001', hint = 'Begin the transaction with: isolation level read committed.';
+    end if;
+
+    -- For the rest of the transaction. Waiting for somebody else's lock is contention, not work; a client that is
+    -- gone must not keep the keys' locks; compiling short statements costs more than it saves.
+    perform set_config('lock_timeout', '5s', true),
+            set_config('idle_in_transaction_session_timeout', '30s', true),
+            set_config('jit', 'off', true),
+            set_config('statement_timeout', t.statement_timeout_s || 's', true)
+    from outbox.topic as t
+    where t.topic = p_topic;
+
+    v_locked := array(
+        select k.key
+        from (select u.key from unnest(p_keys) as u (key) order by u.key) as k
+        where pg_try_advisory_xact_lock(outbox.key_lock_id(p_topic, k.key))
+    );
+
+    v_deferred := array(
+        select f.key from outbox.failure as f
+        where f.topic = p_topic and f.key = any (v_locked) and f.next_attempt_at > clock_timestamp()
+    );
+    folded_count := outbox.fold(p_topic, v_deferred);
+
+    keys := array(select u.key from unnest(v_locked) as u (key) where u.key <> all (v_deferred));
+    started_at := clock_timestamp();
+    with taken as (
+        delete from outbox.event as e
+        where e.ctid = any (array(
+            select d.ctid from outbox.event as d
+            where d.topic = p_topic and d.key = any (keys) and d.event_id > p_above
+            for update skip locked
+        ))
+        returning e.enqueued_at, e.reason, e.traceparent
+    ), by_reason as (
+        select t.reason, count(*) as event_count, min(t.enqueued_at) as oldest_event_at, max(t.traceparent) as traceparent
+        from taken as t
+        group by t.reason
+    )
+    select coalesce(sum(r.event_count), 0), min(r.oldest_event_at), max(r.traceparent),
+           coalesce((array_agg(r.reason order by r.event_count desc) filter (where r.reason is not null))[1:10], '{}')
+    into event_count, oldest_event_at, traceparent, reasons
+    from by_reason as r;
+end $$;
+comment on function outbox.claim_keys is 'Lock keys and take every visible event of theirs; keys that are busy elsewhere are left alone.';

@@ -1,0 +1,145 @@
+"""Fixtures: a database of its own for every test, on a server that `--pg` chooses."""
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from servers import PLACES, Connect, Psql, TestServer, running
+from waiting import eventually as _eventually
+from waiting import wait_until_blocked as _wait_until_blocked
+
+from daemon.database import close
+from daemon.embedded import program
+from daemon.settings import Settings, load
+
+DEFAULT_IMAGE = "postgres:18"
+
+_server_key = pytest.StashKey[TestServer]()
+_cleanup_key = pytest.StashKey[ExitStack]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("recalcd")
+    group.addoption("--pg", default="18", help="PostgreSQL to test on: 18, 16, docker, or a URL (default: 18)")
+    group.addoption(
+        "--pg-image",
+        default=os.environ.get("RECALCD_TEST_IMAGE", DEFAULT_IMAGE),
+        help="image for --pg docker (default: $RECALCD_TEST_IMAGE, else %(default)s)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    where = config.getoption("--pg")
+    if where not in PLACES and not where.startswith(("postgresql://", "postgres://")):
+        raise pytest.UsageError(f"--pg takes {', '.join(PLACES)} or a URI that begins with postgresql://, not {where}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist where the one server of the run is; the first worker makes it start."""
+    node.workerinput["server"] = asdict(_server(node.config))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the server; reached after Ctrl-C, too."""
+    if _cleanup_key in config.stash:
+        config.stash[_cleanup_key].close()
+
+
+def _server(config: pytest.Config) -> TestServer:
+    """Return the run's server; start it when it is first asked for."""
+    if hasattr(config, "workerinput"):
+        return TestServer(**config.workerinput["server"])
+    if _server_key not in config.stash:
+        cleanup = config.stash.setdefault(_cleanup_key, ExitStack())
+        place = running(config.getoption("--pg"), config.getoption("--pg-image"))
+        config.stash[_server_key] = cleanup.enter_context(place)
+    return config.stash[_server_key]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the settings of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith(("RECALCD_", "TELEM_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> TestServer:
+    """Server of the run, and its migrated template."""
+    return _server(request.config)
+
+
+@pytest.fixture(scope="session")
+def worker() -> str:
+    """Name of this process among those of the run."""
+    return os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+
+@pytest.fixture
+async def dsn(server: TestServer, worker: str) -> AsyncIterator[str]:
+    """URI of a fresh database with both sets applied; gone after the test."""
+    async with server.database(worker) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def empty_dsn(server: TestServer, worker: str) -> AsyncIterator[str]:
+    """URI of a database without anything of ours; gone after the test."""
+    async with server.database(worker, template="template0") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def connect(dsn: str) -> AsyncIterator[Connect]:
+    """Open connections to the test's database, as often as called; all are closed after the test."""
+    opened: list[asyncpg.Connection] = []
+
+    async def connect(application_name: str = "test", **options: Any) -> asyncpg.Connection:
+        settings = {"application_name": application_name}
+        opened.append(await asyncpg.connect(dsn, server_settings=settings, **options))
+        return opened[-1]
+
+    yield connect
+    for connection in opened:
+        await close(connection)
+
+
+@pytest.fixture
+async def db(connect: Connect) -> asyncpg.Connection:
+    """Connect to the test's database."""
+    return await connect()
+
+
+@pytest.fixture
+def settings(dsn: str, tmp_path: Path) -> Settings:
+    """Set the test's database, and leave the rest as shipped; change with model_copy(update=…)."""
+    return load(database_url=dsn, telem_dir=tmp_path / "logs")
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[Any]]:
+    return _eventually
+
+
+@pytest.fixture
+def wait_until_blocked() -> Callable[[asyncpg.Connection, str], Awaitable[None]]:
+    return _wait_until_blocked
+
+
+@pytest.fixture
+def psql(dsn: str) -> Psql:
+    """Run SQL in psql on the test's database, stopping at the first error; return what it prints."""
+
+    def run(script: str, *options: str, dsn: str = dsn) -> str:
+        command = [str(program("psql")), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", *options, dsn]
+        return subprocess.run(command, input=script, capture_output=True, check=True, text=True).stdout
+
+    return run
