@@ -5,18 +5,25 @@ missing or of another version, 78 a setting is wrong, 130 interrupted.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import asdict
-from typing import Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+from uuid import UUID
 
 import click
 
 from daemon import __version__
-from daemon.errors import DatabaseUnavailable, RecalcdError, UsageError
+from daemon.errors import Blame, DatabaseUnavailable, RecalcdError, UsageError, blame
 from daemon.migration_files import SET_NAMES
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from daemon.settings import Settings
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 
@@ -53,10 +60,12 @@ def _known(error: Exception) -> RecalcdError | None:
 
     from daemon.redaction import redact
 
+    said = redact(str(error)).rstrip(".")
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
-        return RecalcdError(f"The database refused: {redact(str(error))} ({error.sqlstate}).")
+        kind = DatabaseUnavailable if blame(error.sqlstate) is Blame.SERVER else RecalcdError
+        return kind(f"The database answered: {said} ({error.sqlstate}).")
     if isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, TimeoutError)):
-        return DatabaseUnavailable(f"The connection to the database was lost: {redact(str(error))}. Try again.")
+        return DatabaseUnavailable(f"The connection to the database was lost: {said}. Try again.")
     return None
 
 
@@ -193,5 +202,180 @@ def config(command_line: dict[str, Any], as_json: bool) -> None:
     click.echo(json.dumps([asdict(each) for each in described], indent=2) if as_json else settings.as_table(described))
 
 
+@contextlib.asynccontextmanager
+async def _database(command_line: dict[str, Any], name: str) -> AsyncIterator[tuple["asyncpg.Connection", "Settings"]]:
+    """Connect for a command, and see that the schema is ours."""
+    from daemon import telemetry
+    from daemon.database import connection
+    from daemon.migration_state import check_schema
+    from daemon.settings import load
+
+    settings = load(**command_line)
+    telemetry.configure(settings)
+    async with connection(settings, application_name=f"recalcd {name}") as opened:
+        await check_schema(opened)
+        yield opened, settings
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr if that is a terminal; yield what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+topic_option = click.option("--topic", "topic_name", default="reports.student", show_default=True, help="Which kind.")
+key_option = click.option("--key", "keys", multiple=True, help="This key; may be repeated.")
+
+
+@main.command()
+@click.option("--drain", is_flag=True, help="Work until nothing is pending, then stop.")
+@click.pass_obj
+def run(command_line: dict[str, Any], *, drain: bool) -> None:
+    """Run the daemon. Exit: 0 stopped, 1 a drain left dead keys, 4 not our schema, 78 a setting is wrong."""
+    from daemon.runner import Runner
+    from daemon.settings import load
+
+    runner = Runner(functools.partial(load, **command_line), drain=drain)
+    click.get_current_context().exit(asyncio.run(runner.run()))
+
+
+@main.command("status")
+@json_option
+@click.pass_obj
+@asynchronous
+async def show_status(command_line: dict[str, Any], *, as_json: bool) -> None:
+    """Say whether it is healthy, and why not. Exit: 0 healthy, 1 not, 3 no database."""
+    from daemon import render
+    from daemon.status import read_status
+
+    async with _database(command_line, "status") as (opened, _):
+        found = await read_status(opened)
+    click.echo(render.as_json(found.as_json()) if as_json else render.status_text(found))
+    if found.problems:
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@click.argument("of", type=click.Choice(["student", "group", "cohort"]))
+@click.argument("about", metavar="ID", type=click.UUID)
+@click.option("--timeframe", default="all", show_default=True, help="Name or id.")
+@json_option
+@click.pass_obj
+@asynchronous
+async def report(command_line: dict[str, Any], *, of: Any, about: UUID, timeframe: str, as_json: bool) -> None:
+    """Read a cached report as an application would. Exit: 0 done, 2 no such pupil, group, cohort or timeframe."""
+    from daemon import render
+    from daemon.reports import read_report
+
+    async with _database(command_line, "report") as (opened, _):
+        rows = await read_report(opened, of, about, timeframe)
+    click.echo(
+        render.as_json([dict(row) for row in rows]) if as_json else render.report_text(of, [dict(row) for row in rows])
+    )
+
+
+@main.command()
+@topic_option
+@key_option
+@click.option("--sample", type=click.IntRange(min=1), help="This many keys, chosen at random; default: all.")
+@click.option("--repair", is_flag=True, help="Mend what drifted.")
+@json_option
+@click.pass_obj
+@asynchronous
+async def verify(
+    command_line: dict[str, Any],
+    *,
+    topic_name: str,
+    keys: tuple[str, ...],
+    sample: int | None,
+    repair: bool,
+    as_json: bool,
+) -> None:
+    """Compare cached rows with what a recalculation would produce now. Exit: 0 all true, 1 drift, or keys that fail."""
+    from daemon import render
+    from daemon.keys import count, find_topic
+    from daemon.verify import Verifier
+
+    async with _database(command_line, "verify") as (opened, settings):
+        topic = await find_topic(opened, topic_name)
+        total = await count(opened, topic, keys)
+        with _progress(f"verifying {topic.name}", min(total, sample or total)) as advanced:
+            verifier = Verifier(opened, topic, repair, settings.history_days > 0, advanced)
+            verdict = await verifier.run(keys, sample=sample)
+    click.echo(render.as_json(asdict(verdict)) if as_json else render.verdict_text(verdict))
+    if not verdict.is_good:
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@topic_option
+@key_option
+@click.option("--dry-run", is_flag=True, help="Tell how many keys it would be; change nothing.")
+@json_option
+@click.pass_obj
+@asynchronous
+async def backfill(
+    command_line: dict[str, Any], *, topic_name: str, keys: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Recalculate keys because they exist; safe to repeat. Exit: 0 done, 1 some keys failed."""
+    from daemon import render
+    from daemon.backfill import Backfiller
+    from daemon.keys import count, find_topic
+
+    async with _database(command_line, "backfill") as (opened, settings):
+        topic = await find_topic(opened, topic_name)
+        total = await count(opened, topic, keys)
+        if dry_run:
+            click.echo(render.as_json({"key_count": total}) if as_json else f"would recalculate {total:,} keys")
+            return
+        with _progress(f"backfilling {topic.name}", total) as advanced:
+            tally = await Backfiller(opened, topic, settings.history_days > 0, advanced).run(keys)
+    click.echo(render.as_json(asdict(tally)) if as_json else render.tally_text(tally))
+    if tally.failed:
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@click.argument("topic_name", metavar="TOPIC")
+@click.option("--dead", is_flag=True, help="Every dead key of the topic.")
+@key_option
+@click.option("--dry-run", is_flag=True, help="Show what would be put back; change nothing.")
+@json_option
+@click.pass_obj
+@asynchronous
+async def replay(
+    command_line: dict[str, Any], *, topic_name: str, dead: bool, keys: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Put keys of TOPIC back, to be recalculated behind live traffic. Exit: 0 done, 1 nothing to do, 2 usage."""
+    from daemon import render
+    from daemon.keys import find_topic
+    from daemon.replay import choose, put_back
+
+    async with _database(command_line, "replay") as (opened, _):
+        topic = await find_topic(opened, topic_name)
+        chosen = await choose(opened, topic, keys, dead=dead)
+        if not dry_run:
+            await put_back(opened, topic, chosen)
+    done = "would put back" if dry_run else "put back"
+    click.echo(
+        render.as_json({"keys": chosen, "dry_run": dry_run})
+        if as_json
+        else f"{done} {len(chosen):,} keys of {topic.name}"
+    )
+    if not chosen:
+        click.get_current_context().exit(1)
+
+
 if __name__ == "__main__":
-    main()
+    main(prog_name="recalcd")

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from daemon.errors import ConfigurationError, DatabaseUnavailable, RecalcdError
+from daemon.errors import ConfigurationError, DatabaseUnavailable
 from daemon.redaction import redact
 from daemon.settings import Settings
 
@@ -103,6 +103,17 @@ async def transaction(opened: asyncpg.Connection) -> AsyncIterator[None]:
     await opened.execute("commit")
 
 
+@contextlib.asynccontextmanager
+async def rehearsal(opened: asyncpg.Connection) -> AsyncIterator[None]:
+    """Run a transaction at read committed whose work is never kept."""
+    await opened.execute("begin isolation level read committed")
+    try:
+        yield
+    finally:
+        if not opened.is_closed():
+            await opened.execute("rollback")
+
+
 async def one_row(opened: asyncpg.Connection, query: str, *arguments: object) -> asyncpg.Record:
     """Fetch the row of a statement that always has exactly one."""
     (row,) = await opened.fetch(query, *arguments)
@@ -120,10 +131,3 @@ def _dsn(settings: Settings) -> str:
 def _sentence(error: BaseException) -> str:
     text = redact(str(error) or type(error).__name__).strip()
     return text if text.endswith(".") else text + "."
-
-
-def unless_answered(error: BaseException) -> RecalcdError | None:
-    """Turn the loss of a connection into the error that ends a command; None for anything the server said."""
-    if isinstance(error, CONNECTION_ERRORS):
-        return DatabaseUnavailable(f"The connection to the database was lost: {_sentence(error)} Try again.")
-    return None

@@ -15,7 +15,7 @@ FEEDBACK = statement("sample_school_feedback")
 
 
 async def load(
-    connection: "asyncpg.Connection[asyncpg.Record]",
+    connection: asyncpg.Connection,
     *,
     students: int,
     groups: int,
@@ -31,8 +31,9 @@ async def load(
     when a school of this seed is there already.
     """
     if min(students, groups, timeframes, units) < 1 or feedback < 0:
-        message = "A school needs at least one pupil, group, timeframe and unit, and no negative amount of feedback."
-        raise ValueError(message)
+        raise ValueError(
+            "A school needs at least one pupil, group, timeframe and unit, and no negative amount of feedback."
+        )
     async with connection.transaction():
         await connection.execute(COHORTS, seed)
         await connection.execute(STUDENTS, seed, students)

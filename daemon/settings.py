@@ -141,8 +141,13 @@ def _refuse(smaller: str, larger: str, reason: str) -> None:
 
 def variable(field: str) -> str:
     """Return the variable that sets a field: workers → RECALCD_WORKERS."""
+    return _alias(field) or PREFIX + field.upper()
+
+
+def _alias(field: str) -> str | None:
+    """Return the bare name of a variable without our prefix; pydantic looks at it before the field's own."""
     alias = Settings.model_fields[field].validation_alias
-    return alias if isinstance(alias, str) else PREFIX + field.upper()
+    return alias if isinstance(alias, str) else None
 
 
 def load(**command_line: object) -> Settings:
@@ -150,7 +155,7 @@ def load(**command_line: object) -> Settings:
 
     Raises ConfigurationError for a misspelt variable, an unreadable file, or a value that can't be.
     """
-    given = {field: value for field, value in command_line.items() if value is not None}
+    given = {_alias(field) or field: value for field, value in command_line.items() if value is not None}
     env_file = _env_file()
     _refuse_misspelt(os.environ, "the environment")
     _refuse_misspelt(_variables_of(env_file), str(env_file))

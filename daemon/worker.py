@@ -136,9 +136,7 @@ class Worker:
         """Return a working connection; after a batch vanished, note its keys first."""
         if self._connection is None or self._connection.is_closed():
             await self._disconnect()
-            self._connection = await connect(
-                self._shared.settings, application_name="recalcd worker", read_write=True
-            )
+            self._connection = await connect(self._shared.settings, application_name="recalcd worker", read_write=True)
             previous = self._server_started_at
             self._server_started_at = await self._connection.fetchval(SERVER_STARTED_AT)
             if self._vanished and previous == self._server_started_at:

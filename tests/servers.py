@@ -102,7 +102,7 @@ def _dsn(where: str, image: str) -> Iterator[str]:
 
 @contextmanager
 def _docker(image: str) -> Iterator[str]:
-    from testcontainers.postgres import PostgresContainer  # noqa: PLC0415  # only here, and slow to import
+    from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415  # only here, and slow to import
 
     container = PostgresContainer(image, driver=None)
     container.with_command(["postgres", *(f"--{name}={value}" for name, value in SETTINGS.items())])

@@ -211,7 +211,7 @@ def test_a_role_that_may_not_is_told_what_it_lacks(recalcd: Recalcd, dsn: str, p
     finally:
         psql(f"drop owned by {role}; drop role {role}")
     assert status.exit_code == 1
-    assert status.stderr == "recalcd: The database refused: permission denied for table migration (42501).\n"
+    assert status.stderr == "recalcd: The database answered: permission denied for table migration (42501).\n"
 
 
 async def test_ctrl_c_while_waiting_is_130_without_a_traceback(dsn: str, db: asyncpg.Connection) -> None:
@@ -223,3 +223,17 @@ async def test_ctrl_c_while_waiting_is_130_without_a_traceback(dsn: str, db: asy
     assert up.returncode == 130
     assert stdout == ""
     assert stderr == "Another `recalcd migrate` is at work on this database: waiting for it.\n\n"
+
+
+async def test_a_connection_that_is_cut_is_exit_code_3(dsn: str, db: asyncpg.Connection) -> None:
+    await db.execute("select pg_advisory_lock(29283, 2)")
+    with started(dsn, "migrate", "up") as up:
+        await wait_until_blocked(db, "recalcd migrate")
+        await db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where application_name = 'recalcd migrate' and datname = current_database()"
+        )
+        _, stderr = await asyncio.to_thread(up.communicate, timeout=30)
+    assert up.returncode == 3
+    assert "recalcd: The database answered: terminating connection due to administrator command (57P01)." in stderr
+    assert "Traceback" not in stderr

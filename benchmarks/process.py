@@ -1,0 +1,96 @@
+"""The daemon as what it is to its users: a process of its own."""
+
+import asyncio
+import os
+import sys
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+COMMAND = (sys.executable, "/tmp/bench_run.py")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class DaemonFailed(Exception):
+    """The daemon ended as it should not have."""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running `recalcd run`, and the file it logs to."""
+
+    process: Process
+    log: IO[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def resident_mb(self) -> float:
+        """Return the resident set of the moment."""
+        return memory_mb(self.pid, "VmRSS")
+
+    def peak_mb(self) -> float:
+        """Return the largest resident set so far, as the kernel kept it."""
+        return memory_mb(self.pid, "VmHWM")
+
+    async def drained(self) -> None:
+        """Wait for the end of `run --drain`."""
+        if await self.process.wait() != 0:
+            raise DaemonFailed(self._last_words())
+
+    async def stop(self) -> None:
+        """Ask it to stop, and wait until it has."""
+        if self.process.returncode is None:
+            self.process.terminate()
+        if await self.process.wait() != 0:
+            raise DaemonFailed(self._last_words())
+
+    def _last_words(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")[-3000:]
+
+
+@asynccontextmanager
+async def daemon(dsn: str, *, drain: bool = False, **settings: object) -> AsyncIterator[Daemon]:
+    """Run a daemon while the block runs; settings are named like their fields."""
+    given = {f"RECALCD_{name.upper()}": str(value) for name, value in settings.items()}
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("RECALCD_", "TELEM_"))}
+    options = ["--drain"] if drain else []
+    with tempfile.TemporaryFile() as log:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *options,
+            env=surroundings | given | {"RECALCD_DATABASE_URL": dsn},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        running = Daemon(process, log)
+        try:
+            yield running
+        except BaseException:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            raise
+        await running.stop()
+
+
+def memory_mb(pid: int, field: str) -> float:
+    """Return a field of /proc/PID/status that is counted in kB."""
+    for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) / 1024
+    raise DaemonFailed(f"process {pid} has no {field}: it is gone")
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, its threads included."""
+    after_name = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / _TICKS_PER_S

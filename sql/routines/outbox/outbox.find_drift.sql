@@ -1,0 +1,41 @@
+-- Recalculate keys to see whether their cached rows are what they should be. Roll back afterwards: whatever is drifted
+-- is mended by a batch of its own.
+--   Locks    the keys' advisory locks, tried and never waited for; then what the topic's routine locks.
+--   Needs    read committed.
+--   Takes    p_keys: distinct.
+--   Returns  checked_keys: the rest is busy, or owes a failed recalculation. drifted_keys: those whose recalculation
+--            changed a row though nothing is pending. A key whose event waits is late, not drifted: its event was
+--            committed with its change, and nobody else can take the event while we hold the key.
+--   Errors   RC001 wrong isolation level.   RC004, RC005 and the routine's own.   RC009 the routine does not say what changed.
+create or replace function outbox.find_drift(p_topic text, p_keys text[], out checked_keys text[], out drifted_keys text[])
+language plpgsql volatile
+as $$
+declare
+    v_changed text[];
+begin
+    checked_keys := array(
+        select k.key
+        from (select u.key from pg_catalog.unnest(p_keys) as u (key) order by u.key) as k
+        where pg_catalog.pg_try_advisory_xact_lock(outbox.key_lock_id(p_topic, k.key))
+    );
+    checked_keys := array(
+        select k.key from pg_catalog.unnest(checked_keys) as k (key)
+        where not exists (select from outbox.failure as f where f.topic = p_topic and f.key = k.key)
+    );
+    drifted_keys := '{}';
+    if checked_keys = '{}' then
+        return;
+    end if;
+    perform outbox.lock_keys(p_topic, checked_keys);
+    v_changed := outbox.recalculate(p_topic, checked_keys);
+    if v_changed is null then
+        raise exception 'the routine of topic % does not say which keys it changed, so nobody can tell drift', p_topic
+            using errcode = 'RC009', hint = 'Let it return them: (in p_keys text[], inout p_changed_keys text[]).';
+    end if;
+    drifted_keys := array(
+        select k.key from pg_catalog.unnest(v_changed) as k (key)
+        where not exists (select from outbox.event as e where e.topic = p_topic and e.key = k.key)
+        order by k.key
+    );
+end $$;
+comment on function outbox.find_drift is 'Recalculate keys to see whether their cached rows are what they should be; roll back afterwards.';
