@@ -1,6 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set up .venv first; python3 >= 3.11, git and make suffice.
 #   make demo  DEMO_ARGS="--students 500 --rate 50"
 #   make test  PYTEST_ARGS="--pg 16 -k claim"
+#   make bench BENCH_ARGS="--help"
 
 SHELL := /bin/sh
 VENV  := .venv
@@ -13,7 +14,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 SOUND := $(shell grep -qxF '$(CURDIR)' $(STAMP) 2>/dev/null && $(BIN)/python -c '' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean again
+.PHONY: help setup demo test bench lint format clean again
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -26,6 +27,9 @@ demo: $(STAMP)  ## embedded Postgres, a sample school, the daemon, live writes, 
 
 test: $(STAMP)  ## run the tests in parallel, with coverage
 	@exec $(BIN)/python -m pytest -n auto --cov --cov-report=term $(PYTEST_ARGS)
+
+bench: $(STAMP)  ## measure speed and memory against their targets
+	@exec $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy, changing nothing
 	@$(BIN)/ruff check

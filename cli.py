@@ -211,7 +211,8 @@ async def _database(command_line: dict[str, Any], name: str) -> AsyncIterator[tu
     from daemon.settings import load
 
     settings = load(**command_line)
-    telemetry.configure(settings)
+    quiet = {} if "log_level" in settings.model_fields_set else {"log_level": "warning"}
+    telemetry.configure(settings.model_copy(update=quiet))
     async with connection(settings, application_name=f"recalcd {name}") as opened:
         await check_schema(opened)
         yield opened, settings

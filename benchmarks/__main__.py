@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import backlog, machine
+from benchmarks import backlog, floor, horizon, latency, machine, memory, neighbour, wake
 from benchmarks.bench import SERVER_SETTINGS, Bench
 from benchmarks.figures import Part, Report
 from benchmarks.show import show
@@ -18,15 +18,38 @@ from daemon.embedded import INSTALLATIONS, embedded_postgres
 
 PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "backlog": backlog.measure,
+    "floor": floor.measure,
+    "latency": latency.measure,
+    "memory": memory.measure,
+    "horizon": horizon.measure,
+    "neighbour": neighbour.measure,
+    "wake": wake.measure,
 }
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", metavar="[PART]...", nargs=-1, type=click.Choice(list(PARTS)))
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each side has its turn.")
-@click.option("--scale", type=click.FloatRange(0.001, 10), default=1.0, show_default=True, help="Size of everything; 1 is what the targets speak of.")
-@click.option("--pg", "version", type=click.Choice([str(each) for each in INSTALLATIONS]), default="18", show_default=True, help="Version of the embedded PostgreSQL.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all measurements here.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each side has its turn."
+)
+@click.option(
+    "--scale",
+    type=click.FloatRange(0.001, 10),
+    default=1.0,
+    show_default=True,
+    help="Size of everything; 1 is what the targets speak of.",
+)
+@click.option(
+    "--pg",
+    "version",
+    type=click.Choice([str(each) for each in INSTALLATIONS]),
+    default="18",
+    show_default=True,
+    help="Version of the embedded PostgreSQL.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all measurements here."
+)
 def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_file: Path | None) -> None:
     """Measure recalcd. Parts: backlog, floor, latency, memory, horizon, neighbour, wake; none means all.
 

@@ -59,7 +59,7 @@ class Bench:
 
     @asynccontextmanager
     async def database(self, template: str = "template1") -> AsyncIterator[str]:
-        """Make a migrated database with the idle procedures, or copy one; yield its name, and drop it with all in it."""
+        """Make a migrated database with the idle procedures, or copy one; yield its name; drop it with all in it."""
         name = f"bench_{next(_numbers)}"
         await self._administer(f"create database {name} template {template}")
         try:
@@ -151,4 +151,9 @@ async def load_school(connection: asyncpg.Connection, students: int) -> None:
     await settle_down(connection, *SCHOOL_TABLES)
 
 
-SCHOOL_TABLES = ("school.feedback", "reports.report_student_rollups", "reports.report_student_unit_rollups", "outbox.event")
+SCHOOL_TABLES = (
+    "school.feedback",
+    "reports.report_student_rollups",
+    "reports.report_student_unit_rollups",
+    "outbox.event",
+)

@@ -53,7 +53,7 @@ class Series:
 
     def over(self, other: "Series") -> "Series":
         """Divide round by round: both sides of a round met the same weather."""
-        return Series.of("×", (mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
+        return Series.of("x", (mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the JSON file says of it."""
@@ -122,7 +122,11 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the JSON file says of it."""
-        return {"machine": dict(self.machine), "command": self.command, "parts": [each.as_dict() for each in self.parts]}
+        return {
+            "machine": dict(self.machine),
+            "command": self.command,
+            "parts": [each.as_dict() for each in self.parts],
+        }
 
 
 async def interleaved(

@@ -37,7 +37,9 @@ where f.student_id = one.student_id and f.assignment_id = one.assignment_id
 
 ENQUEUE = """
 insert into outbox.event (topic, key, reason)
-select 'reports.student', k.key, 'bench' from unnest($1::text[]) with ordinality as k (key, position) order by k.position
+select 'reports.student', k.key, 'bench'
+from unnest($1::text[]) with ordinality as k (key, position)
+order by k.position
 returning pg_current_xact_id()::text
 """
 
@@ -74,10 +76,10 @@ class Floor:
         times = [datetime.fromisoformat(line) for output in printed for line in output.split("\n") if line]
         return len(self.keys) / (max(times) - min(times)).total_seconds()
 
-    async def with_daemon(self, state: str, workers: int, **settings: object) -> float:
+    async def with_daemon(self, state: str, workers: int, **settings: float) -> float:
         """Return pupils a second: from the commit of one event a pupil to the commit of the last batch."""
         await self.prepare(state)
-        async with daemon(self.bench.server.dsn(self.database), workers=workers, **settings):
+        async with daemon(self.bench.server.dsn(self.database), {"workers": workers, **settings}):
             await asleep(self.connection)
             async with self.connection.transaction():
                 xid = (await self.connection.fetch(ENQUEUE, self.keys))[0][0]
@@ -96,7 +98,9 @@ async def measure(bench: Bench) -> Part:
     """Recalculate every pupil: psql and daemon in turns, with one connection and with two, cache true and not."""
     async with bench.database() as database, bench.connection(database) as connection:
         await load_school(connection, bench.scaled(STUDENTS, least=BATCH_KEYS))
-        keys = [row[0] for row in await connection.fetch("select s.student_id::text from school.student as s order by 1")]
+        keys = [
+            row[0] for row in await connection.fetch("select s.student_id::text from school.student as s order by 1")
+        ]
         random.Random(1).shuffle(keys)
         measured = await interleaved("floor", bench.rounds, _sides(Floor(bench, database, connection, keys)))
     speeds = {name: Series.of("pupils/s", values) for name, values in measured.items()}
@@ -108,8 +112,8 @@ async def measure(bench: Bench) -> Part:
     as_shipped = speeds["dirty, daemon as shipped, 2"].over(speeds["dirty, psql, 2"])
     return Part(
         name="floor",
-        question=f"How near does the daemon come to psql calling the procedure on ready-made arrays of {BATCH_KEYS} of {len(keys):,} pupils?",
-        how="clean: nothing to write; dirty: one score changed per pupil. As shipped, the daemon also sizes its batches.",
+        question=f"How near is the daemon to psql calling the procedure for {len(keys):,} pupils, {BATCH_KEYS} a call?",
+        how="Clean: nothing to write; dirty: one score a pupil changed. As shipped, the daemon also sizes its batches.",
         rows=[Row(name, {"speed": series}) for name, series in speeds.items()]
         + [Row("dirty, daemon as shipped / psql", {"ratio": as_shipped})],
         verdicts=[Verdict(f"{name}: daemon / psql", ratio, ">=", TARGET_RATIO) for name, ratio in ratios.items()],
@@ -128,9 +132,7 @@ def _sides(floor: Floor) -> dict[str, Callable[[], Awaitable[float]]]:
 
 
 def _script(arrays: Sequence[Sequence[str]]) -> str:
-    calls = (
-        f"call reports.recalculate_students('{{{','.join(array)}}}', null) \\g /dev/null" for array in arrays
-    )
+    calls = (f"call reports.recalculate_students('{{{','.join(array)}}}', null) \\g /dev/null" for array in arrays)
     return "\n".join(["select clock_timestamp();", *calls, "select clock_timestamp();"])
 
 

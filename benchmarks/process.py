@@ -5,13 +5,15 @@ import os
 import sys
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-COMMAND = (sys.executable, "/tmp/bench_run.py")
+from daemon.settings import variable
+
+COMMAND = (sys.executable, "-m", "cli", "run")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,9 +58,11 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(dsn: str, *, drain: bool = False, **settings: object) -> AsyncIterator[Daemon]:
+async def daemon(
+    dsn: str, settings: Mapping[str, float] | None = None, *, drain: bool = False
+) -> AsyncIterator[Daemon]:
     """Run a daemon while the block runs; settings are named like their fields."""
-    given = {f"RECALCD_{name.upper()}": str(value) for name, value in settings.items()}
+    given = {variable(name): str(value) for name, value in (settings or {}).items()}
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("RECALCD_", "TELEM_"))}
     options = ["--drain"] if drain else []
     with tempfile.TemporaryFile() as log:

@@ -7,7 +7,7 @@ import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from daemon import telemetry
-from daemon.batch import Batch, CallFailed, Recalculation
+from daemon.batch import Batch, CallFailed, Recalculation, prepare_history
 from daemon.careful import Failure, Outcome, run_carefully
 from daemon.errors import Blame
 from daemon.keys import Topic, pages
@@ -42,6 +42,8 @@ class Backfiller:
     async def run(self, named: Sequence[str] = ()) -> Tally:
         """Recalculate the named keys, or all that the topic lists."""
         log.info(telemetry.BACKFILL_STARTED, topic=self.topic.name)
+        if self.keep_history:
+            await prepare_history(self.connection, days_ahead=1)
         async for page in pages(self.connection, self.topic, named):
             with span(f"backfill.{self.topic.name}", "outbox.recalculate", key_count=len(page)):
                 await self._recalculate(page)

@@ -17,6 +17,7 @@ from daemon.telemetry import span
 
 RECALCULATE = statement("recalculate")
 SETTLE = statement("settle")
+MAKE_PARTITIONS = statement("make_partitions")
 
 Kind = Literal["live", "replay", "backfill", "repair"]
 Witness = Callable[[Claim], Awaitable[None]]
@@ -126,6 +127,12 @@ class Recalculation:
     def watched_by(self, witness: Witness | None) -> "Recalculation":
         """Return the same with another witness."""
         return replace(self, witness=witness)
+
+
+async def prepare_history(connection: asyncpg.Connection, *, days_ahead: int) -> list[str]:
+    """Make the partitions that the history will need; return the names of the new ones."""
+    made: list[str] = await connection.fetchval(MAKE_PARTITIONS, days_ahead)
+    return made
 
 
 def _params(claim: Claim, kind: Kind) -> dict[str, object]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import asyncpg
 
 from daemon import __version__, systemd, telemetry
+from daemon.batch import prepare_history
 from daemon.database import DATABASE_ERRORS, close, connect
 from daemon.errors import DatabaseUnavailable
 from daemon.sql import statement
@@ -19,7 +20,6 @@ from daemon.worker import Shared
 
 HEARTBEAT = statement("heartbeat")
 SAY_GOODBYE = statement("say_goodbye")
-MAKE_PARTITIONS = statement("make_partitions")
 DROP_PARTITIONS = statement("drop_partitions")
 ROUND_S = 10.0
 PARTITIONS_S = 3600.0
@@ -65,7 +65,7 @@ class Housekeeper:
     async def _see_to_partitions(self, connection: asyncpg.Connection) -> None:
         keep_days = self._shared.settings.history_days
         if keep_days:
-            for name in await connection.fetchval(MAKE_PARTITIONS, DAYS_AHEAD):
+            for name in await prepare_history(connection, days_ahead=DAYS_AHEAD):
                 log.info(telemetry.PARTITION_CREATED, partition=name)
         for name in await connection.fetchval(DROP_PARTITIONS, keep_days):
             log.info(telemetry.PARTITION_DROPPED, partition=name)

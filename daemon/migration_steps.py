@@ -1,6 +1,6 @@
 """The steps of a migration, each one transaction: its SQL files, and what the books say of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -92,15 +92,19 @@ async def refuse_owed(connection: asyncpg.Connection, *, lock: bool) -> None:
 
 
 @asynccontextmanager
-async def _transaction(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    async with connection.transaction(isolation="read_committed"):
-        for name, value in SETTINGS.items():
-            await connection.execute("select set_config($1, $2, true)", name, value)
-        yield
+async def transaction(connection: asyncpg.Connection, settings: Mapping[str, str] = SETTINGS) -> AsyncIterator[None]:
+    """Run the block in a transaction under these settings; when the connection breaks in it, say what broke it."""
+    try:
+        async with connection.transaction(isolation="read_committed"):
+            for name, value in settings.items():
+                await connection.execute("select set_config($1, $2, true)", name, value)
+            yield
+    except asyncpg.InterfaceError as error:  # that there is nothing left to roll back hides why
+        raise error.__context__ or error from None
 
 
 async def _apply(connection: asyncpg.Connection, *, migration: Migration, open_books: bool) -> None:
-    async with _transaction(connection):
+    async with transaction(connection):
         if open_books:
             await _run_file(connection, "The bootstrap of the books", OPEN_BOOKS)
         await _run_file(connection, f"Migration {migration}", migration.up)
@@ -111,7 +115,7 @@ async def _apply(connection: asyncpg.Connection, *, migration: Migration, open_b
 async def _take_back(
     connection: asyncpg.Connection, *, migration: Migration, close_books: bool, guarded: bool, lose_events: bool
 ) -> None:
-    async with _transaction(connection):
+    async with transaction(connection):
         if guarded and not lose_events:
             await refuse_owed(connection, lock=True)
         await connection.execute("select set_config('recalcd.lose_events', $1, true)", "on" if lose_events else "off")
@@ -128,7 +132,7 @@ async def _replace_routines(
     to_drop: Sequence[RoutineRow],
     to_apply: Sequence[tuple[RoutineFile, RoutineRow | None]],
 ) -> None:
-    async with _transaction(connection):
+    async with transaction(connection):
         for row in to_drop:
             await _drop_routines(connection, row.file_name, row.signatures)
             await connection.execute(FORGET_ROUTINE, set_name, row.file_name)
@@ -160,4 +164,5 @@ async def _run_file(connection: asyncpg.Connection, what: str, script: str) -> N
         line = f", line {script.count(chr(10), 0, int(error.position)) + 1}" if error.position else ""
         hint = f" {error.hint}." if error.hint else ""
         kind = DatabaseUnavailable if blame(error.sqlstate) is Blame.SERVER else RecalcdError
-        raise kind(f"{what} failed and was rolled back: {error.message} ({error.sqlstate}{line}).{hint}") from error
+        said = error.message or error  # no message: the server never got to say it
+        raise kind(f"{what} failed and was rolled back: {said} ({error.sqlstate}{line}).{hint}") from error

@@ -14,7 +14,7 @@ import asyncpg
 from daemon.errors import SchemaMismatch, UsageError
 from daemon.migration_files import SET_NAMES, MigrationSet, RoutineFile, load_sets
 from daemon.migration_state import Books, RoutineRow, compare, read_books, refuse_foreign
-from daemon.migration_steps import LOCK, Step, apply_step, refuse_owed, routines_step, take_back_step
+from daemon.migration_steps import LOCK, Step, apply_step, refuse_owed, routines_step, take_back_step, transaction
 from daemon.sql import SQL_ROOT
 
 ENGINE = SET_NAMES[0]
@@ -100,8 +100,7 @@ async def _lock(connection: asyncpg.Connection, audience: Audience, *, needed: b
         return
     if not await connection.fetchval("select pg_try_advisory_lock($1, $2)", *LOCK):
         audience.warn("Another `recalcd migrate` is at work on this database: waiting for it.")
-        async with connection.transaction():  # the lock outlives it, the setting does not
-            await connection.execute("set local statement_timeout = 0")
+        async with transaction(connection, {"statement_timeout": "0"}):  # the lock outlives it, the setting does not
             await connection.execute("select pg_advisory_lock($1, $2)", *LOCK)
     try:
         yield

@@ -13,6 +13,7 @@ from daemon.verify import Verdict
 
 MINUTE_S = 60
 HOUR_S = 3600
+MOST_LINES = 20
 
 
 def as_json(value: object) -> str:
@@ -90,11 +91,18 @@ def _daemon_row(daemon: DaemonStatus) -> tuple[str, ...]:
 def verdict_text(verdict: Verdict) -> str:
     """Return what `recalcd verify` prints."""
     lines = [f"checked {verdict.checked_count:,} keys: {len(verdict.drifted):,} drifted"]
-    lines += [f"  drifted: {key}" + (" (repaired)" if key in verdict.repaired else "") for key in verdict.drifted]
-    lines += [f"  failed: {key}: {message}" for key, message in verdict.failed.items()]
+    repaired = set(verdict.repaired)
+    lines += _some([f"  drifted: {key}" + (" (repaired)" if key in repaired else "") for key in verdict.drifted])
+    lines += _some([f"  failed: {key}: {message}" for key, message in verdict.failed.items()])
     if verdict.left_out:
         lines.append(f"{len(verdict.left_out):,} keys were not judged: they owe a failed recalculation, or stayed busy")
     return "\n".join(lines)
+
+
+def _some(lines: list[str]) -> list[str]:
+    """Return the first lines, and how many there would be more."""
+    more = len(lines) - MOST_LINES
+    return lines if more <= 0 else [*lines[:MOST_LINES], f"  … and {more:,} more (--json lists them all)"]
 
 
 def tally_text(tally: Tally) -> str:
@@ -102,7 +110,7 @@ def tally_text(tally: Tally) -> str:
     lines = [f"recalculated {tally.done_count:,} keys: {tally.changed_count:,} changed"]
     if tally.left_count:
         lines.append(f"left {tally.left_count:,} to the daemon, which is at work on them")
-    lines += [f"  failed: {key}" for key in tally.failed]
+    lines += _some([f"  failed: {key}" for key in tally.failed])
     return "\n".join(lines)
 
 

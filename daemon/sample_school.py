@@ -1,5 +1,7 @@
 """A believable school of any size, the same one for the same seed: for the demo, the benchmarks and the tests."""
 
+from collections.abc import Callable
+
 import asyncpg
 
 from daemon.sql import statement
@@ -12,6 +14,8 @@ TIMEFRAMES = statement("sample_school_timeframes")
 UNITS = statement("sample_school_units")
 ASSIGNMENTS = statement("sample_school_assignments")
 FEEDBACK = statement("sample_school_feedback")
+STEPS = 9
+"""Eight tables, and the counting."""
 
 
 async def load(
@@ -23,27 +27,34 @@ async def load(
     units: int,
     feedback: int,
     seed: int = 1,
+    advanced: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Fill an empty school, in one transaction; then let the planner count it.
 
     It writes the tables directly, without events: backfill afterwards. timeframes counts the one that is always there.
     Raises ValueError for a school without a pupil, group, timeframe or unit, and asyncpg's errors: UniqueViolationError
-    when a school of this seed is there already.
+    when a school of this seed is there already. advanced is told of every one of the STEPS that is done.
     """
     if min(students, groups, timeframes, units) < 1 or feedback < 0:
         raise ValueError(
             "A school needs at least one pupil, group, timeframe and unit, and no negative amount of feedback."
         )
+    steps = (
+        (COHORTS, seed),
+        (STUDENTS, seed, students),
+        (GROUPS, seed, groups),
+        (MEMBERSHIPS, seed, students, groups),
+        (TIMEFRAMES, seed, timeframes),
+        (UNITS, seed, units),
+        (ASSIGNMENTS, seed, groups, units, feedback),
+        (FEEDBACK, seed, feedback),
+    )
     async with connection.transaction():
-        await connection.execute(COHORTS, seed)
-        await connection.execute(STUDENTS, seed, students)
-        await connection.execute(GROUPS, seed, groups)
-        await connection.execute(MEMBERSHIPS, seed, students, groups)
-        await connection.execute(TIMEFRAMES, seed, timeframes)
-        await connection.execute(UNITS, seed, units)
-        await connection.execute(ASSIGNMENTS, seed, groups, units, feedback)
-        await connection.execute(FEEDBACK, seed, feedback)
+        for query, *numbers in steps:
+            await connection.execute(query, *numbers)
+            advanced(1)
     await connection.execute(
         "analyze school.cohort, school.student, school.class_group, school.group_membership,"
         " school.timeframe, school.unit, school.assignment, school.feedback"
     )
+    advanced(1)

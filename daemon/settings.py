@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     telem_path: str = Field(
         "",
         validation_alias="TELEM_PATH",
-        description="routes to write, as comma-separated tags, each a prefix: recalc,replay.reports; empty: all",
+        description="routes to write, as comma-separated tags, each a prefix: recalculate.reports,replay; empty: all",
     )
     telem_dir: Path = Field(Path("logs"), description="folder of the telemetry files")
 

@@ -85,7 +85,7 @@ def configure(settings: Settings) -> None:
 def span(route: str, function: str, **params: object) -> Span:
     """Measure what happens inside a with statement.
 
-    route is a dotted tag that TELEM_PATH selects by: recalc.reports.student. function is what runs: outbox.recalculate.
+    route is a dotted tag that TELEM_PATH selects by: recalculate.reports.student. function is what runs: outbox.recalculate.
     """
     return Span(_spans.recorder_of(route), route, function, params)
 
@@ -201,7 +201,7 @@ class _Spans:
             )
 
     def recorder_of(self, route: str) -> Recorder | None:
-        """Match tags as prefixes that end at a dot: `recalc` is `recalc` and `recalc.reports`, never `recalculate`."""
+        """Match tags as prefixes that end at a dot: `report` is `report` and `report.student`, never `reports`."""
         if not self._routes or route in self._routes or route.startswith(self._prefixes):
             return self._file
         return None

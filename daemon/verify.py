@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from daemon import telemetry
-from daemon.batch import CallFailed, Recalculation
+from daemon.batch import CallFailed, Recalculation, prepare_history
 from daemon.database import one_row, rehearsal, sqlstate_of
 from daemon.errors import Blame, UsageError, blame
 from daemon.keys import Topic, pages
@@ -124,6 +124,8 @@ class Verifier:
         self.verdict.drifted += drifted
         log.error(telemetry.VERIFY_DRIFTED, topic=self.topic.name, key_count=len(drifted), keys=drifted[:10])
         if self.repair:
+            if self.keep_history:
+                await prepare_history(self.connection, days_ahead=1)
             recalculation = Recalculation(daemon_id=None, kind="repair", keep_history=self.keep_history)
             try:
                 batch = await recalculation.named_keys(self.connection, self.topic.name, drifted)

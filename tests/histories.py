@@ -12,8 +12,8 @@ from school import School
 Draw = Callable[[int], int]
 """Return a number from 0 up to, but not including, its argument."""
 
-KNOWN_REFUSALS = {"SC002", "SC003", "SC004", "SC005", "SC006", "SC007", "SC008", "SC013"}
-"""What a write may meet when another one removed its pupil, group, unit … first."""
+KNOWN_REFUSALS = {"SC002", "SC003", "SC004", "SC005", "SC006", "SC007", "SC008", "SC013", "40001"}
+"""What a write may meet when another one removed its pupil, group or unit first, or moved its assignment."""
 
 _DAYS = [date(2026, 1, 10), date(2026, 2, 10), date(2026, 3, 10)]
 
@@ -24,7 +24,8 @@ async def write(school: School, draw: Draw, functions: Sequence[str] | None = No
     name = names[draw(len(names))]
     arguments = [await _argument(school, draw, kind) for kind in ARGUMENTS[name]]
     try:
-        await getattr(school, name)(*arguments)
+        async with school.db.transaction():
+            await getattr(school, name)(*arguments)
     except asyncpg.PostgresError as error:
         if error.sqlstate not in KNOWN_REFUSALS:
             raise

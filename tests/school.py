@@ -68,7 +68,7 @@ class School:
 async def found(
     db: asyncpg.Connection, *, pupils: int = 3, groups: int = 2, units: int = 2, cohorts: int = 2
 ) -> School:
-    """Found a school without assignments: every pupil is in the first group and the first cohort. No event is left."""
+    """Found a school without assignments, all pupils in the first group and the first cohort; its reports are true."""
     school = School(db)
     school.cohorts = [await school.add_cohort(f"Cohort {number}") for number in range(cohorts)]
     school.groups = [await school.add_group(f"Group {number}") for number in range(groups)]
@@ -76,5 +76,5 @@ async def found(
     school.pupils = [await school.add_student(school.cohorts[0], f"Pupil {number}") for number in range(pupils)]
     for pupil in school.pupils:
         await school.join_group(pupil, school.groups[0])
-    await school.events()
+    await school.settle()
     return school

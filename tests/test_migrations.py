@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -11,7 +12,7 @@ from servers import Connect
 from waiting import eventually, wait_until_blocked
 
 from daemon import migrations
-from daemon.errors import RecalcdError, SchemaMismatch, UsageError
+from daemon.errors import DatabaseUnavailable, RecalcdError, SchemaMismatch, UsageError
 from daemon.migration_files import SET_NAMES, load_sets
 from daemon.migration_state import check_schema, read_status
 from daemon.migrations import Audience
@@ -145,6 +146,21 @@ async def test_when_the_first_migration_fails_not_even_the_books_are_left(
     assert schema_of(dsn) == empty
 
 
+async def test_a_connection_that_breaks_says_why_and_leaves_nothing_half_done(
+    db: asyncpg.Connection, connect: Connect, sql_root: SqlRoot
+) -> None:
+    sql_root.migration("outbox", 3, "three", "create table outbox.three (); select pg_advisory_xact_lock(1);")
+    runner = await connect("runner")
+    await db.execute("select pg_advisory_lock(1)")
+    up = asyncio.create_task(migrations.up(runner, sql_root=sql_root.path))
+    await wait_until_blocked(db, "runner")
+    await db.execute("select pg_terminate_backend($1)", runner.get_server_pid())
+    with pytest.raises(DatabaseUnavailable, match=r"0003_three failed and was rolled back: .*administrator command"):
+        await up
+    assert (await read_status(db, sql_root.path))[0].version == 2
+    assert await db.fetchval("select to_regclass('outbox.three')") is None
+
+
 async def test_a_name_without_its_schema_is_an_error(db: asyncpg.Connection, sql_root: SqlRoot) -> None:
     sql_root.migration("outbox", 3, "three", "create table three (n integer);")
     with pytest.raises(RecalcdError, match="0003_three failed"):
@@ -206,20 +222,28 @@ async def test_a_short_statement_timeout_of_the_role_ends_neither_wait_nor_migra
     hurried = await connect("hurried")
     await hurried.execute("set statement_timeout = '250ms'")
 
-    async def is_late() -> bool:
+    async def waits_too_long(namespace: int, number: int) -> bool:
         return bool(
             await db.fetchval(
-                "select now() - query_start > '300 ms' from pg_stat_activity where application_name = 'hurried'"
+                """
+                select exists (
+                    select from pg_locks as l inner join pg_stat_activity as a using (pid)
+                    where a.application_name = 'hurried' and a.datname = current_database()
+                        and l.locktype = 'advisory' and not l.granted and l.classid = $1 and l.objid = $2
+                        and now() - a.query_start > '300 ms'
+                )
+                """,
+                namespace,
+                number,
             )
         )
 
     async with asyncio.timeout(20):
         await db.execute("select pg_advisory_lock(1, 1), pg_advisory_lock(29283, 2)")
         up = asyncio.create_task(migrations.up(hurried, sql_root=sql_root.path))
-        for lock in ("29283, 2", "1, 1"):
-            await wait_until_blocked(db, "hurried")
-            await eventually(is_late)
-            await db.execute(f"select pg_advisory_unlock({lock})")
+        for lock in ((29283, 2), (1, 1)):
+            await eventually(partial(waits_too_long, *lock))
+            await db.execute("select pg_advisory_unlock($1::int, $2::int)", *lock)
         assert await up == 4
 
 

@@ -97,6 +97,7 @@ def test_settings_cannot_be_changed() -> None:
         ("RECALCD_WROKERS", "RECALCD_WORKERS"),
         ("RECALCD_DATABASE_URI", "RECALCD_DATABASE_URL"),
         ("recalcd_pol_interval_s", "RECALCD_POLL_INTERVAL_S"),
+        ("RECALCD_WAK", "RECALCD_WAKE"),
         ("RECALCD_TELEM_ENABLED", "TELEM_ENABLED"),
         ("TELEM_DIR", "RECALCD_TELEM_DIR"),
         ("TELEM_ENABLE", "TELEM_ENABLED"),

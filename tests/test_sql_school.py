@@ -271,7 +271,7 @@ async def test_a_new_name_affects_nobody_and_an_old_one_changes_nothing(school: 
     await school.assign()
     term = await school.add_timeframe("Term", DAY, DAY)
     await school.events()
-    renamed = [
+    renamed: list[tuple[Any, ...]] = [
         (school.edit_unit, school.units[0], None, "New"),
         (school.edit_group, school.groups[0], "New"),
         (school.edit_cohort, school.cohorts[0], "New"),

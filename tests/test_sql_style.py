@@ -129,7 +129,7 @@ def test_every_parameter_has_its_type() -> None:
 
 def test_every_query_is_used() -> None:
     code = "".join(
-        path.read_text("utf-8") for path in [*SQL_ROOT.parent.glob("*.py"), *SQL_ROOT.parent.glob("daemon/*.py")]
+        path.read_text("utf-8") for path in [*SQL_ROOT.parent.glob("*.py"), *SQL_ROOT.parent.glob("daemon/**/*.py")]
     )
     assert [path.stem for path in QUERIES if f'"{path.stem}"' not in code] == []
 

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 import structlog
 
-from daemon import telemetry
+from daemon import spans, telemetry
 from daemon.redaction import MESSAGE_CHARACTERS, error_facts, error_trace, redact
 from daemon.settings import Settings
 from daemon.spans import RETRY_S, SpanFile
@@ -110,6 +110,12 @@ def test_an_error_of_the_database_keeps_its_primary_message_only() -> None:
     assert facts.sqlstate == "23505"
     assert facts.type == "UniqueViolationError"
     assert facts.message == 'duplicate key value violates unique constraint "student_pkey"'
+
+
+def test_a_hint_is_not_part_of_the_message() -> None:
+    error = asyncpg.RaiseError("refused")
+    error.hint = f"ask {PUPIL}"
+    assert error_facts(error).message == "refused"
 
 
 def test_an_error_that_quotes_another_loses_the_detail() -> None:
@@ -233,6 +239,23 @@ def test_a_crash_becomes_a_line_without_a_row(
     assert PUPIL not in captured
 
 
+def test_ctrl_c_is_no_crash(configure: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    configure()
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert "process.crashed" not in capsys.readouterr().err
+
+
+def test_colours_are_for_terminals_whose_user_wants_them(
+    configure: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for no_color, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        configure(log_format="auto")
+        telemetry.log.info(telemetry.DAEMON_STARTED)
+        assert ("\x1b[" in capsys.readouterr().err) is coloured
+
+
 def test_a_dead_stderr_stops_nothing(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def write(self, _text: str) -> int:
@@ -339,6 +362,22 @@ def test_an_unwritable_folder_is_told_once_and_stops_nothing(
     assert line["folder"] == str(folder)
 
 
+def test_telemetry_that_works_again_says_how_many_lines_were_lost(
+    configure: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "RETRY_S", 0.0)
+    folder.write_text("in the way")
+    configure()
+    with telemetry.span("recalc", "f"):
+        pass
+    folder.unlink()
+    with telemetry.span("recalc", "f"):
+        pass
+    failed, resumed = lines_of(capsys.readouterr().err)
+    assert (failed["event"], resumed["event"], resumed["lost_count"]) == ("telemetry.failed", "telemetry.resumed", 1)
+    assert len(spans_in(folder)) == 1
+
+
 class Watched:
     """A span file whose clock and news are in the test's hands."""
 
@@ -396,6 +435,15 @@ def test_after_a_failure_it_tries_again_later_and_tells_how_many_were_lost(watch
     assert len(watched.failures) == 1
     assert watched.lost_counts == [2]
     assert next(folder.iterdir()).read_text() == "3\n"
+
+
+def test_an_outage_that_lasts_is_told_once(watched: Watched, folder: Path) -> None:
+    folder.write_text("in the way")
+    for attempt in range(3):
+        watched.now = attempt * RETRY_S
+        watched.file.write("{}")
+    assert len(watched.failures) == 1
+    assert watched.lost_counts == []
 
 
 def test_a_disk_that_fills_up_mid_line_costs_that_line_only(

@@ -3,20 +3,29 @@
 create or replace function outbox.check_routines(p_recalculate text, p_list_keys text) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
+declare
+    v_recalculates boolean := false;
+    v_lists boolean := false;
 begin
-    if p_recalculate is not null and (select f.routine is null from outbox.find_recalculate(p_recalculate) as f) then
+    begin
+        v_recalculates := (select f.routine is not null from outbox.find_recalculate(p_recalculate) as f);
+        v_lists := exists (
+            select from pg_proc as p
+            join pg_namespace as n on n.oid = p.pronamespace
+            where array[n.nspname::text, p.proname::text] = parse_ident(p_list_keys)
+              and p.prokind = 'f' and p.proretset and p.prorettype = 'text'::regtype
+              and p.proargtypes::text = '25 23'
+        );
+    exception when invalid_parameter_value then
+        null;  -- parse_ident: one of them is no name at all, such as schema.name(text[]); said below
+    end;
+    if p_recalculate is not null and not v_recalculates then
         raise exception 'no routine % can recalculate keys', quote_literal(p_recalculate)
             using errcode = 'RC004', hint = format(
                 'Name it schema.name, with the signature: procedure %s(in p_keys text[], inout p_changed_keys text[]), '
                 'or: function %1$s(p_keys text[]) returns text[], volatile.', p_recalculate);
     end if;
-    if p_list_keys is not null and not exists (
-        select from pg_proc as p
-        join pg_namespace as n on n.oid = p.pronamespace
-        where array[n.nspname::text, p.proname::text] = parse_ident(p_list_keys)
-          and p.prokind = 'f' and p.proretset and p.prorettype = 'text'::regtype
-          and p.proargtypes::text = '25 23'
-    ) then
+    if p_list_keys is not null and not v_lists then
         raise exception 'no function % can list keys', quote_literal(p_list_keys)
             using errcode = 'RC004', hint = format(
                 'Name it schema.name, with the signature: function %s(p_after text, p_limit integer) returns setof text.',

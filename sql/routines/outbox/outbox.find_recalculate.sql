@@ -19,7 +19,7 @@ as $$
     join pg_proc as p on p.pronamespace = n.oid and p.proname = w.ident[2]
     where cardinality(w.ident) = 2
       and p.proargtypes[0] = 'text[]'::regtype
-      and not p.proretset
+      and not p.proretset and p.provariadic = 0
       and case p.prokind
               when 'p' then p.pronargs = 1 and p.proargmodes is null
                             or p.pronargs = 2 and p.proargtypes[1] = 'text[]'::regtype and p.proargmodes = '{i,b}'
