@@ -91,12 +91,12 @@ def asynchronous(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
 @click.version_option(__version__, prog_name="recalcd")
 @click.pass_context
 def main(context: click.Context, database_url: str | None) -> None:
-    r"""Keep cached report tables true.
+    """Keep cached report tables true.
 
     \b
     Exit codes: 0 done, 1 the answer is bad news, 2 usage, 3 no database, 4 schema missing or of
     another version, 78 a setting is wrong, 130 interrupted.
-    """
+    """  # noqa: D301  # \b is click's: do not wrap the paragraph
     context.obj = {"database_url": database_url}  # what daemon.settings.load() takes
 
 

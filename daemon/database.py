@@ -81,8 +81,11 @@ async def close(opened: asyncpg.Connection) -> None:
     """Close politely if the server still answers; else drop the socket."""
     try:
         await opened.close(timeout=2)
-    except (*DATABASE_ERRORS, asyncio.CancelledError):
+    except DATABASE_ERRORS:
         opened.terminate()
+    except asyncio.CancelledError:
+        opened.terminate()
+        raise
 
 
 @contextlib.asynccontextmanager

@@ -119,12 +119,12 @@ def report_text(of: Of, rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "nobody"
     if of == "student":
-        return columns([(name, _cell(value)) for name, value in rows[0].items()])
+        return columns([(name, cell(value)) for name, value in rows[0].items()])
     header = list(rows[0].keys())
-    return columns([[name.upper() for name in header], *([_cell(row[name]) for name in header] for row in rows)])
+    return columns([[name.upper() for name in header], *([cell(row[name]) for name in header] for row in rows)])
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     match value:
         case None:
             return "-"

@@ -213,6 +213,8 @@ async def _patiently(settings: Settings, step: Callable[[], Awaitable[None]]) ->
 def _log_waiting(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, error=str(error))
+    wait_s = state.next_action.sleep if state.next_action else 0.0
+    systemd.extend_timeout(wait_s + 60)  # waiting for a database is no failed start
     systemd.status("waiting for the database")
 
 

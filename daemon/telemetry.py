@@ -85,7 +85,8 @@ def configure(settings: Settings) -> None:
 def span(route: str, function: str, **params: object) -> Span:
     """Measure what happens inside a with statement.
 
-    route is a dotted tag that TELEM_PATH selects by: recalculate.reports.student. function is what runs: outbox.recalculate.
+    route is a dotted tag that TELEM_PATH selects by: recalculate.reports.student.
+    function is what runs: outbox.recalculate.
     """
     return Span(_spans.recorder_of(route), route, function, params)
 

@@ -20,7 +20,11 @@ LEDGER = "ledger.account"
 """The topic whose keys are accounts. Its procedure reads, stops at a gate if told to, then writes: as slow as can be."""
 
 GATE = 4711
-"""Advisory lock at which a session waits that has `set ledger.gate = on`."""
+"""Advisory lock at which a session waits that has `set ledger.gate = on`; `dawdle` lets it lose a few milliseconds."""
+
+LEDGER_LOCK = "perform outbox.lock_keys('ledger.account', p_keys);"
+LEDGER_READ = "from ledger.entry as e where e.account = any (p_keys) group by e.account"
+"""Pieces of the ledger's procedure, for tests that leave one out."""
 
 _LEDGER_SQL = """
 create schema ledger;
@@ -39,9 +43,11 @@ $$;
 
 create function ledger.stop_at_gate() returns void language plpgsql as $$
 begin
-    if current_setting('ledger.gate', true) = 'on' then
-        perform pg_advisory_xact_lock_shared(4711);
-    end if;
+    case current_setting('ledger.gate', true)
+        when 'on' then perform pg_advisory_xact_lock_shared(4711);
+        when 'dawdle' then perform pg_sleep(random() / 100);
+        else null;
+    end case;
 end $$;
 
 create procedure ledger.recalculate(in p_keys text[], inout p_changed_keys text[] default null) language plpgsql as $$
@@ -78,9 +84,13 @@ end $$;
 select outbox.set_topic('ledger.account', 'ledger.recalculate');
 """
 
-async def make_ledger(db: asyncpg.Connection) -> None:
-    """Make the tables, the topic LEDGER and the write function ledger.record."""
-    await db.execute(_LEDGER_SQL)
+async def make_ledger(db: asyncpg.Connection, *changes: tuple[str, str]) -> None:
+    """Make the tables, the topic LEDGER and the write function ledger.record; change pieces of the procedure."""
+    text = _LEDGER_SQL
+    for was, becomes in changes:
+        assert text.count(was) == 1
+        text = text.replace(was, becomes)
+    await db.execute(text)
 
 
 async def record(db: asyncpg.Connection, account: str, amount: int = 1) -> None:
@@ -140,6 +150,14 @@ async def call_count(db: asyncpg.Connection) -> int:
     row = await db.fetchrow("select last_value, is_called from ledger.call_count")
     assert row is not None
     return int(row["last_value"]) if row["is_called"] else 0
+
+
+async def audit(db: asyncpg.Connection) -> list[str]:
+    """Return the accounts for which the promise is broken in one snapshot: nothing is pending or owed, yet they drift."""
+    async with db.transaction(isolation="repeatable_read", readonly=True):
+        wrong = await drifted(db)
+        excused = {*await pending(db, LEDGER), *await failures(db)}
+    return [account for account in wrong if account not in excused]
 
 
 async def failures(db: asyncpg.Connection) -> dict[str, asyncpg.Record]:

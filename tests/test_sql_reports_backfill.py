@@ -1,25 +1,25 @@
-"""Recalculating everybody: reports.list_students, reports.backfill_student_rollups, and the sample school they are for."""
+"""Recalculating everybody: reports.list_students, reports.backfill_student_rollups, and a school to do it to."""
 
 import asyncio
-import subprocess
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 from oracle import drift
-from school import NOBODY, School, found
+from school import School, found
 from servers import Connect
 
-from daemon import sample_school
+from daemon import migrations, sample_school
+from daemon.errors import RecalcdError
 
-SCHOOL = {"students": 25, "groups": 6, "timeframes": 3, "units": 9, "feedback": 300}
+SCHOOL: dict[str, Any] = {"students": 25, "groups": 6, "timeframes": 3, "units": 9, "feedback": 300}
 
 
 @pytest.fixture
 async def notices(db: asyncpg.Connection) -> list[str]:
     messages: list[str] = []
-    db.add_log_listener(lambda _, message: messages.append(str(message)))
+    db.add_log_listener(lambda _, message: messages.append(getattr(message, "message", "")))
     return messages
 
 
@@ -142,11 +142,17 @@ async def test_a_school_without_pupils_groups_timeframes_or_units_is_refused(
         await sample_school.load(db, **(SCHOOL | change))
 
 
-async def test_taking_the_reports_back_refuses_while_they_are_owed(db: asyncpg.Connection, psql: Any) -> None:
+async def test_taking_the_reports_back_refuses_while_they_are_owed_unless_told_to_lose_the_events(
+    db: asyncpg.Connection,
+) -> None:
     school = await found(db)
     await school.assign()
-    down = "\\i sql/migrations/reports/0002_reports.down.sql"
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        psql(down, "-1")
-    assert "3 events of topic reports.student are pending" in caught.value.stderr
-    assert await db.fetchval("select count(*) from outbox.event where key <> $1", str(NOBODY)) == 3
+    with pytest.raises(RecalcdError, match=r"3 events of topic reports\.student are pending"):
+        await migrations.down(db, set_names=["reports"])
+    assert len(await db.fetch("select from outbox.event")) == 3
+    await migrations.down(db, set_names=["reports"], lose_events=True)
+    for table in ("event", "failure", "suspect", "topic"):
+        assert await db.fetch(f"select from outbox.{table}") == []
+    assert not await db.fetchval(
+        "select to_regnamespace('school') is not null or to_regnamespace('reports') is not null"
+    )

@@ -14,7 +14,7 @@ from servers import Connect
 
 from daemon import sample_school
 
-SMALL = {"students": 40, "groups": 4, "timeframes": 4, "units": 8, "feedback": 400}
+SMALL: dict[str, Any] = {"students": 40, "groups": 4, "timeframes": 4, "units": 8, "feedback": 400}
 
 
 @pytest.fixture
@@ -277,6 +277,23 @@ async def test_a_recalculation_that_waited_for_another_sees_what_was_written_mea
     await waiting
     assert (await report(school))["feedback_count"] == 1
     assert await drift(school.db) == []
+
+
+async def test_keys_are_locked_in_the_order_of_their_locks_whatever_order_they_come_in(
+    school: School, connect: Connect, wait_until_blocked: Any
+) -> None:
+    # The keys come in the opposite order, so this fails without the sorting in outbox.lock_keys.
+    lock_id = "outbox.key_lock_id('reports.student', key)"
+    query = f"select key from unnest($1::text[]) as k (key) order by {lock_id}"
+    keys = [row["key"] for row in await school.db.fetch(query, list(map(str, school.pupils)))]
+    holder, follower = School(await connect()), School(await connect("follower"))
+    async with holder.db.transaction():
+        await holder.recalculate(keys[:1])
+        waiting = asyncio.create_task(follower.recalculate(keys[::-1]))
+        await wait_until_blocked(school.db, "follower")
+        held = "select count(*) from pg_locks where locktype = 'advisory' and granted and pid = $1"
+        assert await school.db.fetchval(held, follower.db.get_server_pid()) == 0
+    await waiting
 
 
 async def test_the_procedure_is_what_its_topic_says(db: asyncpg.Connection) -> None:

@@ -44,7 +44,12 @@ class Screen:
         numbers = [MofNCompleteColumn()] if total > 1 else []
         note = TextColumn("{task.fields[note]}", style="dim")
         bar = Progress(
-            TextColumn(what.ljust(WHAT_WIDTH)), BarColumn(16), *numbers, TimeElapsedColumn(), note, console=self._console
+            TextColumn(what.ljust(WHAT_WIDTH)),
+            BarColumn(16),
+            *numbers,
+            TimeElapsedColumn(),
+            note,
+            console=self._console,
         )
         with bar:
             shown = _Bar(bar, total)

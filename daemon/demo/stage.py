@@ -26,6 +26,7 @@ DAEMON_LISTENS = statement("demo_daemon_listens")
 SERVER_SETTINGS = {"track_commit_timestamp": True}
 """All else is as shipped, so that commits wait for the disk. Times of commit are what freshness is measured by."""
 LOOK_S = 0.02
+START_S = 60.0
 STOP_S = 25.0
 LAST_LINES = 15
 
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 
 class DaemonDied(RecalcdError):
-    """The daemon ended before it was told to."""
+    """The daemon ended before it was told to, or never got to work."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Stage:
         """Nothing runs yet."""
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
         """Stop the daemon, then the server; then remove the files."""
         self._cleanup.close()
 
@@ -132,9 +135,13 @@ class DaemonProcess:
         return self._process.pid
 
     async def listens(self, opened: asyncpg.Connection) -> None:
-        """Wait until it does."""
-        while not await opened.fetchval(DAEMON_LISTENS, self.pid):
-            await asyncio.sleep(LOOK_S)
+        """Wait until it does. Raises DaemonDied when that takes too long."""
+        try:
+            async with asyncio.timeout(START_S):
+                while not await opened.fetchval(DAEMON_LISTENS, self.pid):  # noqa: ASYNC110  # its state is in the database
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise DaemonDied(f"The daemon did not listen within {START_S:.0f} s. {self._log_end()}") from None
 
     async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, for which the daemon is needed. Raises DaemonDied as soon as it is gone."""
@@ -150,9 +157,12 @@ class DaemonProcess:
     async def _death(self) -> NoReturn:
         while self._process.poll() is None:  # noqa: ASYNC110  # nothing tells us; a child's end is only to be polled
             await asyncio.sleep(LOOK_S)
-        last_lines = "\n".join(self.log.read_text("utf-8", errors="replace").splitlines()[-LAST_LINES:])
         ending = _ending(self._process.returncode)
-        raise DaemonDied(f"The daemon died: it ended {ending}, untold. The end of its log:\n{last_lines}")
+        raise DaemonDied(f"The daemon died: nobody told it to, yet it ended {ending}. {self._log_end()}")
+
+    def _log_end(self) -> str:
+        lines = self.log.read_text("utf-8", errors="replace").splitlines()
+        return "\n".join(["The end of its log:", *lines[-LAST_LINES:]])
 
     def stop(self) -> str:
         """Tell it to stop, and wait; return what was wrong with its end, which is nothing if it took its leave."""
@@ -177,4 +187,6 @@ def recalcd() -> list[str]:
 
 
 def _ending(exit_code: int) -> str:
-    return f"with exit code {exit_code}" if exit_code >= 0 else f"by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    return (
+        f"with exit code {exit_code}" if exit_code >= 0 else f"by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    )

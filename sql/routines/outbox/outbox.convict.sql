@@ -18,7 +18,9 @@ begin
         format('the recalculation ended its backend or its daemon %s times, the last time with this key alone', v_crash_count),
         null, 'Call the procedure for this key on a server that may crash; look for memory, recursion, pg_terminate_backend.', null
     );
-    update outbox.failure as f set state = 'dead'
-    where f.topic = p_topic and f.key = p_key and f.attempts >= 3;
+    update outbox.failure as f
+    set state = 'dead', next_attempt_at = clock_timestamp() + make_interval(secs => t.retry_max_s)
+    from outbox.topic as t
+    where t.topic = p_topic and f.topic = p_topic and f.key = p_key and f.attempts >= 3;
 end $$;
 comment on function outbox.convict is 'Charge a failure to a key whose recalculation ended its own backend or daemon.';
