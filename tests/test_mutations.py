@@ -5,7 +5,7 @@ a copy of the shipped routine in the test's database, or an object of the daemon
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,8 @@ from engine import (
     LIVE,
     audit,
     drain,
-    enqueue,
     impatient,
     make_ledger,
-    make_topic,
     mutate,
     next_batch,
     pending,
@@ -36,11 +34,11 @@ from waiting import eventually, wait_until_blocked
 
 import daemon.batch
 import daemon.doorbell
-from daemon.batch import Batch, Recalculation
+from daemon.batch import Batch, CallFailed, Recalculation
 from daemon.claim import Claim, claim, claim_keys
-from daemon.database import transaction
+from daemon.database import connection, transaction
 from daemon.doorbell import Activity, Alarm, Doorbell
-from daemon.hints import Hints
+from daemon.hints import TRAIL_S, Hints
 from daemon.settings import Settings
 from daemon.worker import Shared, Worker
 
@@ -61,10 +59,9 @@ class Stage:
     @asynccontextmanager
     async def meanwhile(self, slowly: Awaitable[Any]) -> AsyncIterator[None]:
         """Run the block while the slow session stands at the gate, having read; then let it finish and commit."""
-        task = asyncio.ensure_future(slowly)
         async with self.db.transaction():
             await self.db.execute(f"select pg_advisory_xact_lock({GATE})")
-            await self.slow.execute("select pg_advisory_unlock_all()")
+            task = asyncio.ensure_future(slowly)
             await wait_until_blocked(self.db, "slow")
             yield
         await task
@@ -237,19 +234,48 @@ async def test_a_batch_says_read_committed_aloud(
 async def test_an_event_that_stays_behind_is_never_below_the_mark(
     db: asyncpg.Connection, connect: Connect, mutated: bool
 ) -> None:
-    """Guards head_event_id of outbox.claim, which the mark follows: below the first event of a key that was busy."""
+    """Guards head_event_id of outbox.claim, which the mark follows: it stays below the first event of a busy key."""
     await make_ledger(db)
-    await make_topic(db, "t")
     if mutated:
-        await mutate(db, "claim", "select coalesce(min(h.first) - 1, head_event_id) into head_event_id", "select 0")
-        pytest.skip("replaced below")
-    await enqueue(db, "t", "busy", "free")
+        await mutate(db, "claim", "coalesce(min(h.first) - 1, head_event_id)", "coalesce(min(head_event_id), head_event_id)")
+    hints, busy = Hints(1), await connect()
+    hints.for_claim(now=0)  # sweeps; the next sweep is SWEEP_S away
+    await record(db, "busy")
+    await record(db, "free")
+    async with busy.transaction():
+        await busy.execute("select outbox.lock_keys($1, $2)", LEDGER, ["busy"])
+        batch = await next_batch(db)
+        assert batch is not None
+        hints.claimed(LEDGER, batch.claim.head_event_id, now=0)
+    found = await LIVE.next_batch(db, hints.for_claim(now=TRAIL_S), after="", retries_first=False)
+    assert await pending(db) == (["busy"] if mutated else [])
+    assert (found is None) == mutated
 
 
-@asynccontextmanager
-async def asleep(doorbell: Doorbell, connection: asyncpg.Connection) -> AsyncIterator[bool]:
-    """Try to fall asleep, once; tell whether that went well."""
-    yield await doorbell._fall_asleep(connection)
+@both_ways
+async def test_what_comes_back_from_a_failed_batch_is_not_below_the_mark(
+    db: asyncpg.Connection, connect: Connect, settings: Settings, monkeypatch: pytest.MonkeyPatch, mutated: bool
+) -> None:
+    """Guards forget_marks in Worker._came_back: other workers went on while the batch was in hand."""
+    await make_ledger(db)
+    if mutated:
+        monkeypatch.setattr(Hints, "forget_marks", lambda _: None)
+    shared = Shared(settings, uuid4(), Alarm(), Activity(0), Hints(1), asyncio.Event())
+    shared.hints.for_claim(now=0)
+    await record(db, "first")
+    slow = await connect()
+    await slow.execute("begin")
+    failing = await claim(slow, {}, after="", retries_first=False)
+    assert failing is not None
+    await record(db, "second")
+    batch = await next_batch(db)
+    assert batch is not None
+    shared.hints.claimed(LEDGER, batch.claim.head_event_id, now=0)
+    shared.hints.for_claim(now=TRAIL_S)
+    await slow.execute("rollback")
+    Worker(shared)._came_back(CallFailed(failing, asyncpg.RaiseError("no")))
+    found = await LIVE.next_batch(db, shared.hints.for_claim(now=TRAIL_S), after="", retries_first=False)
+    assert (found is None) == mutated
 
 
 @pytest.fixture
@@ -292,21 +318,56 @@ async def test_a_silent_writers_shared_lock_keeps_daemons_awake_until_it_commits
     assert is_lost == mutated
 
 
-class ClearsAfterTheClaim(Alarm):
-    """Forgets the rings of the last claim when the worker comes back to wait: too late."""
+class ClearsTooLate(Alarm):
+    """Clears the flag when the worker comes back to wait: after the claim, instead of before."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
-        self.is_waited_for = asyncio.Event()
-        self.ring()
+        self._flag = asyncio.Event()
+        self.wait_count = 0
 
     def ring(self) -> None:
-        self._rung.set()
+        self._flag.set()
 
     async def wait(self) -> None:
-        await self._rung.wait()
-        self._rung.clear() if not self.is_waited_for.is_set() else None
+        self._flag.clear()
+        self.wait_count += 1
+        await self._flag.wait()
 
 
-@pytest.mark.parametrize("first", ["event"])
-async def placeholder(first: str) -> None: ...
+class Overtaken(Worker):
+    """Finds nothing, and before it goes back to wait, a write commits and rings."""
+
+    async def _turn(self) -> bool:
+        found = await super()._turn()
+        if not found and not self._after:
+            self._after = "overtaken"
+            async with connection(self._shared.settings, application_name="writer") as writer:
+                await record(writer, K)
+            self._shared.alarm.ring()
+        return found
+
+
+@both_ways
+async def test_a_ring_during_the_claim_is_kept(db: asyncpg.Connection, settings: Settings, mutated: bool) -> None:
+    """Guards Alarm: a ring is taken before the claim, so that one that comes during it is still there afterwards."""
+    await make_ledger(db)
+    alarm = ClearsTooLate() if mutated else Alarm()
+    shared = Shared(settings, uuid4(), alarm, Activity(0), Hints(1), asyncio.Event())
+    await db.execute("select outbox.make_partitions(1)")
+    working = asyncio.create_task(Overtaken(shared).run())
+
+    async def is_waiting() -> bool:
+        return isinstance(alarm, ClearsTooLate) and alarm.wait_count > 0
+
+    async def is_over() -> bool:
+        was_written = await db.fetchval("select count(*) from ledger.entry") > 0
+        is_parked = isinstance(alarm, ClearsTooLate) and alarm.wait_count > 1
+        return was_written and (is_parked or not await pending(db))
+
+    if mutated:
+        await eventually(is_waiting)
+        alarm.ring()
+    await eventually(is_over)
+    working.cancel()
+    await asyncio.wait([working])
+    assert await pending(db) == ([K] if mutated else [])

@@ -23,7 +23,7 @@ as $$
            max(w.given_at)
     from (
         select coalesce(s.student_id, f.student_id) as student_id, coalesce(s.assignment_id, f.assignment_id) as assignment_id,
-               s.student_id is not null as is_set, (f.score * 10000)::integer as points, f.given_at
+               s.student_id is not null as is_set, f.points, f.given_at
         from (
             select m.student_id, a.assignment_id
             from school.group_membership as m
@@ -31,7 +31,8 @@ as $$
             where m.student_id = any (p_student_ids)
         ) as s
         full join (
-            select f.student_id, f.assignment_id, f.score, f.given_at
+            -- Here, and not above the join, or every sum and count would work it out again.
+            select f.student_id, f.assignment_id, (f.score * 10000)::integer as points, f.given_at
             from school.feedback as f
             where f.student_id = any (p_student_ids)
         ) as f on f.student_id = s.student_id and f.assignment_id = s.assignment_id

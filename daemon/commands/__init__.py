@@ -1,0 +1,1 @@
+"""The commands, click only: parse, call an operation, print, exit code."""

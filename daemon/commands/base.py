@@ -1,0 +1,107 @@
+"""What all commands have in common: how they connect, show progress, and end."""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+
+import click
+
+from daemon.errors import Blame, DatabaseUnavailable, RecalcdError, blame
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from daemon.settings import Settings
+
+INTERRUPTED = 130  # what a shell makes of SIGINT
+
+P = ParamSpec("P")
+
+
+class Commands(click.Group):
+    """Where every command ends: an error becomes one or two sentences on stderr, and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RecalcdError as error:
+            _end(ctx, error)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+        except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+            raise  # click knows what to do
+        except Exception as error:
+            if (known := _known(error)) is None:
+                raise
+            _end(ctx, known)
+
+
+def _end(context: click.Context, error: RecalcdError) -> NoReturn:
+    click.echo(f"recalcd: {error}", err=True)
+    context.exit(error.exit_code)
+
+
+def _known(error: Exception) -> RecalcdError | None:
+    """Return what a person should be told of an error that came from asyncpg as it was; None for a bug of ours."""
+    import asyncpg
+
+    from daemon.redaction import redact
+
+    said = redact(str(error)).rstrip(".")
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
+        kind = DatabaseUnavailable if blame(error.sqlstate) is Blame.SERVER else RecalcdError
+        return kind(f"The database answered: {said} ({error.sqlstate}).")
+    if isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, TimeoutError)):
+        return DatabaseUnavailable(f"The connection to the database was lost: {said}. Try again.")
+    return None
+
+
+def asynchronous(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Let a command be a coroutine."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(command(*args, **kwargs))
+
+    return run
+
+
+@contextlib.asynccontextmanager
+async def database(command_line: dict[str, Any], name: str) -> AsyncIterator[tuple["asyncpg.Connection", "Settings"]]:
+    """Connect for a command, and see that the schema is ours."""
+    from daemon import telemetry
+    from daemon.database import connection
+    from daemon.migration_state import check_schema
+    from daemon.settings import load
+
+    settings = load(**command_line)
+    quiet = {} if "log_level" in settings.model_fields_set else {"log_level": "warning"}
+    telemetry.configure(settings.model_copy(update=quiet))
+    async with connection(settings, application_name=f"recalcd {name}") as opened:
+        await check_schema(opened)
+        yield opened, settings
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr if that is a terminal; yield what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+topic_option = click.option("--topic", "topic_name", default="reports.student", show_default=True, help="Which kind.")
+key_option = click.option("--key", "keys", multiple=True, help="This key; may be repeated.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
