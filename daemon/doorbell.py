@@ -94,6 +94,8 @@ class Doorbell:
         self._rung = asyncio.Event()
         self._asleep_s: float | None = None
         self._doze_s = DOZE_S
+        self._always = settings.wake == "always"
+        self._is_armed = False
         self.is_listening = False
 
     @property
@@ -184,14 +186,12 @@ class Doorbell:
 
     async def _watch(self, connection: asyncpg.Connection, until: float) -> None:
         """Sleep and wake until that time, of the monotonic clock."""
-        always = self._settings.wake == "always"
         while (left_s := until - time.monotonic()) > 0:
-            if not always and (linger_s := self._activity.lingering_s()) > 0:
+            if not self._always and (linger_s := self._activity.lingering_s()) > 0:
                 await asyncio.sleep(min(linger_s, left_s))
             elif await self._fall_asleep(connection):
-                await self._sleep(left_s, through_rings=always)
-                await connection.fetchval(DISARM)
-                log.debug(telemetry.DOORBELL_DISARMED)
+                await self._sleep(left_s)
+                await self._disarm(connection)
             else:
                 await asyncio.sleep(self._doze_s)
                 self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)
@@ -203,21 +203,30 @@ class Doorbell:
         state = await connection.fetchval(ARM)
         if state == "busy":
             return False
+        self._is_armed = state == "armed"
         look = await one_row(connection, LOOK, self._hints.skipped(time.monotonic()))
         if look["ready"]:
             self._hints.sweep()
-            if state == "armed":
-                await connection.fetchval(DISARM)
-            return False
+            self._alarm.ring()
+            if not self._always:
+                await self._disarm(connection)
+                return False
         self._doze_s = DOZE_S
         next_attempt_s = self._settings.poll_interval_s if look["next_attempt_s"] is None else look["next_attempt_s"]
         self._asleep_s = max(0.01, min(self._settings.poll_interval_s, next_attempt_s))
         log.debug(telemetry.DOORBELL_ARMED, state=state)
         return True
 
-    async def _sleep(self, most_s: float, *, through_rings: bool) -> None:
-        """Sleep until rung, until there was work without a ring, or for most_s seconds."""
-        wakers = [] if through_rings else [self._rung.wait(), self._activity.stirred()]
+    async def _disarm(self, connection: asyncpg.Connection) -> None:
+        """Let writers be silent again. When another daemon guarded us, there is nothing to give back."""
+        if self._is_armed:
+            await connection.fetchval(DISARM)
+            self._is_armed = False
+            log.debug(telemetry.DOORBELL_DISARMED)
+
+    async def _sleep(self, most_s: float) -> None:
+        """Sleep until rung, until there was work without a ring, or for most_s seconds. Always armed is never awake."""
+        wakers = [] if self._always else [self._rung.wait(), self._activity.stirred()]
         sleepers = [asyncio.ensure_future(waker) for waker in (*wakers, asyncio.sleep(most_s))]
         try:
             await asyncio.wait(sleepers, return_when=asyncio.FIRST_COMPLETED)

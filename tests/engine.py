@@ -45,7 +45,7 @@ create function ledger.stop_at_gate() returns void language plpgsql as $$
 begin
     case current_setting('ledger.gate', true)
         when 'on' then perform pg_advisory_xact_lock_shared(4711);
-        when 'dawdle' then perform pg_sleep(random() / 100);
+        when 'dawdle' then perform pg_sleep(random() ^ 6 / 5);
         else null;
     end case;
 end $$;

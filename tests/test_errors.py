@@ -1,0 +1,77 @@
+"""Whose fault a SQLSTATE is."""
+
+import asyncpg
+import pytest
+
+from daemon.batch import CallFailed
+from daemon.claim import Claim
+from daemon.database import sqlstate_of
+from daemon.errors import (
+    Blame,
+    ConfigurationError,
+    DatabaseUnavailable,
+    RecalcdError,
+    SchemaMismatch,
+    UsageError,
+    blame,
+)
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "expected"),
+    [
+        (None, Blame.SERVER),  # the connection broke without a word
+        ("08006", Blame.SERVER),
+        ("25006", Blame.SERVER),  # read-only: the old primary after a failover
+        ("53100", Blame.SERVER),  # disk full
+        ("53300", Blame.SERVER),  # too many connections
+        ("57P01", Blame.SERVER),  # administrator's shutdown
+        ("57P03", Blame.SERVER),  # starting up
+        ("57P05", Blame.SERVER),  # idle session timeout
+        ("58030", Blame.SERVER),  # I/O error
+        ("40001", Blame.CONTENTION),
+        ("40P01", Blame.CONTENTION),
+        ("55P03", Blame.CONTENTION),
+        ("53200", Blame.SIZE),
+        ("RC004", Blame.TOPIC),
+        ("57014", Blame.KEYS),  # statement timeout
+        ("22P02", Blame.KEYS),
+        ("23505", Blame.KEYS),
+        ("2D000", Blame.KEYS),  # the procedure commits
+        ("25001", Blame.KEYS),
+        ("42501", Blame.KEYS),  # inside the procedure; that it may not be called is RC004
+        ("54001", Blame.KEYS),  # stack depth
+        ("P0001", Blame.KEYS),
+        ("RC001", Blame.KEYS),
+        ("RC005", Blame.KEYS),
+        ("XX000", Blame.KEYS),
+    ],
+)
+def test_blame_of(sqlstate: str | None, expected: Blame) -> None:
+    assert blame(sqlstate) is expected
+
+
+def failed(error: BaseException) -> CallFailed:
+    claim = Claim("t", ["k"], 1, None, None, [], None, 0, None, False, False)  # type: ignore[arg-type]  # no clock here
+    return CallFailed(claim, error)
+
+
+def test_a_batch_vanished_when_its_backend_is_gone_with_a_word_or_without() -> None:
+    assert failed(asyncpg.AdminShutdownError("terminated")).vanished
+    assert failed(asyncpg.CrashShutdownError("crash of another process")).vanished
+    assert failed(asyncpg.ConnectionDoesNotExistError("closed in the middle")).vanished
+    assert failed(ConnectionResetError()).vanished
+    assert not failed(asyncpg.QueryCanceledError("timeout")).vanished
+    assert not failed(asyncpg.DiskFullError("full")).vanished
+
+
+def test_what_asyncpg_makes_up_itself_has_no_sqlstate() -> None:
+    assert sqlstate_of(asyncpg.RaiseError("no")) == "P0001"
+    assert sqlstate_of(asyncpg.ConnectionDoesNotExistError("gone")) is None
+    assert sqlstate_of(asyncpg.InterfaceError("closed")) is None
+    assert sqlstate_of(TimeoutError()) is None
+
+
+def test_every_ending_of_a_command_has_its_exit_code() -> None:
+    endings = [RecalcdError, UsageError, DatabaseUnavailable, SchemaMismatch, ConfigurationError]
+    assert [each.exit_code for each in endings] == [1, 2, 3, 4, 78]

@@ -1,0 +1,111 @@
+"""What a daemon remembers of its topics between batches. Times are made up; nothing here waits."""
+
+import pytest
+
+from daemon.hints import MOST_KEYS, SWEEP_S, TRAIL_S, Hints
+
+T = "t"
+
+
+@pytest.fixture
+def hints() -> Hints:
+    """Return hints that have just swept, at 0."""
+    hints = Hints(batch_target_s=1.0)
+    hints.took(T, 1, 0.5)  # makes the topic known
+    hints.for_claim(0)
+    return hints
+
+
+def above(hints: Hints, now: float) -> object:
+    return hints.for_claim(now)[T]["above"]
+
+
+def size(hints: Hints) -> object:
+    return hints.for_claim(0)[T]["keys"]
+
+
+def test_of_unknown_topics_there_are_no_hints() -> None:
+    assert Hints(1.0).for_claim(0) == {}
+
+
+def test_the_mark_trails_the_claims(hints: Hints) -> None:
+    hints.claimed(T, 100, now=0)
+    hints.claimed(T, 200, now=1)
+    assert above(hints, TRAIL_S - 0.1) == 0
+    assert above(hints, TRAIL_S) == 100
+    assert above(hints, TRAIL_S + 1) == 200
+
+
+def test_the_mark_never_goes_back(hints: Hints) -> None:
+    hints.claimed(T, 200, now=0)
+    hints.claimed(T, 100, now=1)
+    assert above(hints, TRAIL_S + 1) == 200
+
+
+def test_a_claim_without_a_head_moves_no_mark(hints: Hints) -> None:
+    hints.claimed(T, None, now=0)
+    assert above(hints, TRAIL_S) == 0
+
+
+def test_now_and_then_a_claim_sweeps_below_the_mark(hints: Hints) -> None:
+    hints.claimed(T, 100, now=0)
+    assert above(hints, SWEEP_S - 0.1) == 100
+    assert above(hints, SWEEP_S) == 0
+    assert above(hints, SWEEP_S) == 100
+
+
+def test_the_next_claim_sweeps_when_told_to(hints: Hints) -> None:
+    hints.claimed(T, 100, now=0)
+    hints.sweep()
+    assert above(hints, TRAIL_S) == 0
+    assert above(hints, TRAIL_S) == 100
+
+
+def test_forgotten_marks_start_again(hints: Hints) -> None:
+    hints.claimed(T, 100, now=0)
+    assert above(hints, TRAIL_S) == 100
+    hints.claimed(T, 200, now=TRAIL_S)
+    hints.forget_marks()
+    assert above(hints, SWEEP_S - 0.1) == 0
+    hints.claimed(T, 150, now=SWEEP_S - 0.1)
+    above(hints, SWEEP_S)
+    assert above(hints, SWEEP_S + TRAIL_S) == 150
+
+
+def test_a_slow_batch_shrinks_the_next_in_proportion(hints: Hints) -> None:
+    assert size(hints) == MOST_KEYS
+    hints.took(T, 500, seconds=4.0)
+    assert size(hints) == 125
+    hints.took(T, 125, seconds=1000)
+    assert size(hints) == 1
+
+
+def test_a_quick_full_batch_doubles_the_next_up_to_the_most(hints: Hints) -> None:
+    hints.halve(T, 500)
+    for expected in (500, 1000, MOST_KEYS, MOST_KEYS):
+        hints.took(T, int(str(size(hints))), seconds=0.1)
+        assert size(hints) == expected
+
+
+def test_a_batch_in_time_or_not_full_leaves_the_size(hints: Hints) -> None:
+    hints.halve(T, 500)
+    hints.took(T, 250, seconds=0.6)
+    hints.took(T, 3, seconds=0.1)
+    assert size(hints) == 250
+
+
+def test_too_much_for_the_server_is_halved_down_to_one(hints: Hints) -> None:
+    sizes = []
+    key_count = 10
+    for _ in range(5):
+        hints.halve(T, key_count)
+        sizes.append(key_count := int(str(size(hints))))
+    assert sizes == [5, 2, 1, 1, 1]
+
+
+def test_a_topic_is_left_alone_until_its_time(hints: Hints) -> None:
+    hints.skip(T, until=30)
+    assert hints.for_claim(29)[T]["skip"]
+    assert hints.skipped(29) == [T]
+    assert not hints.for_claim(30)[T]["skip"]
+    assert hints.skipped(30) == []
