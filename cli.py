@@ -9,10 +9,12 @@ import click
 from daemon import __version__
 from daemon.commands.base import Commands
 from daemon.commands.demo import demo
+from daemon.commands.failures import failures
 from daemon.commands.look import report, show_status
 from daemon.commands.mend import backfill, replay, verify
 from daemon.commands.migrate import migrate
 from daemon.commands.serve import config, run
+from daemon.commands.topic import topic
 
 
 @click.group(
@@ -36,7 +38,7 @@ def main(context: click.Context, database_url: str | None) -> None:
     context.obj = {"database_url": database_url}  # what daemon.settings.load() takes
 
 
-for command in (demo, run, show_status, verify, backfill, replay, report, migrate, config):
+for command in (demo, run, show_status, verify, backfill, replay, report, failures, topic, migrate, config):
     main.add_command(command)
 
 

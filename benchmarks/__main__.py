@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_f
 
     Exit: 0 every target was met, 1 one was missed.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves by the way of Ctrl-C, and no server behind
     with embedded_postgres(version=int(version), settings=SERVER_SETTINGS) as server:
         report = asyncio.run(_run(Bench(server, rounds, scale), names or tuple(PARTS)))
     show(report, Console())

@@ -61,7 +61,7 @@ async def _drain(bench: Bench, database: str, connection: asyncpg.Connection, wo
     await add_backlog(connection, "bench.nothing", events=events, keys=bench.scaled(KEYS))
     await settle_down(connection, "outbox.event")
     async with daemon(bench.server.dsn(database), {"workers": workers}, drain=True) as running:
-        await running.drained()
+        await running.ended()
     row = await connection.fetchrow(DRAINED)
     assert row is not None
     assert row["events"] == events, "events were lost or done twice"

@@ -21,7 +21,7 @@ from benchmarks.bench import (
 from benchmarks.figures import Part, Row, Series, Verdict, interleaved
 from benchmarks.process import daemon
 
-STUDENTS = 5_000
+STUDENTS = 3_000
 BATCH_KEYS = 500
 CONNECTIONS = (1, 2)
 TARGET_RATIO = 0.85

@@ -86,7 +86,7 @@ async def _worn(bench: Bench, *, pinned: bool) -> AsyncIterator[tuple[str, async
         await add_backlog(connection, TOPIC, events=bench.scaled(PROCESSED), keys=bench.scaled(KEYS))
         await connection.execute("analyze outbox.event")
         async with daemon(bench.server.dsn(database), drain=True) as running:
-            await running.drained()
+            await running.ended()
         await settle_down(connection, "outbox.event")
         yield database, connection
 

@@ -40,21 +40,18 @@ class Daemon:
         """Return the largest resident set so far, as the kernel kept it."""
         return memory_mb(self.pid, "VmHWM")
 
-    async def drained(self) -> None:
-        """Wait for the end of `run --drain`."""
+    async def ended(self) -> None:
+        """Wait for the end of the process. Raises DaemonFailed when it is a bad one."""
         if await self.process.wait() != 0:
-            raise DaemonFailed(self._last_words())
+            self.log.seek(0)
+            last_words = self.log.read().decode(errors="replace")[-3000:]
+            raise DaemonFailed(f"exit code {self.process.returncode}\n{last_words}")
 
     async def stop(self) -> None:
         """Ask it to stop, and wait until it has."""
         if self.process.returncode is None:
             self.process.terminate()
-        if await self.process.wait() != 0:
-            raise DaemonFailed(self._last_words())
-
-    def _last_words(self) -> str:
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace")[-3000:]
+        await self.ended()
 
 
 @asynccontextmanager
@@ -76,13 +73,15 @@ async def daemon(
         )
         running = Daemon(process, log)
         try:
-            yield running
-        except BaseException:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(running.ended())  # or we wait for ever for what it should do
+                yield running
+                watch.cancel()
+            await running.stop()
+        finally:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-            raise
-        await running.stop()
 
 
 def memory_mb(pid: int, field: str) -> float:

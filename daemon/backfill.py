@@ -1,64 +1,63 @@
 """`recalcd backfill`: recalculate keys because they exist, not because an event says so."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from daemon import telemetry
-from daemon.batch import Batch, CallFailed, Recalculation, prepare_history
+from daemon import claim as outbox
+from daemon import jobs, scope
+from daemon.batch import CallFailed, Recalculation, prepare_history
 from daemon.careful import Failure, Outcome, run_carefully
+from daemon.database import transaction
 from daemon.errors import Blame
-from daemon.keys import Topic, pages
-from daemon.telemetry import log, span
+from daemon.job_runner import Chunk, Counts, JobRunner, Note, pace_of
+from daemon.jobs import Job
+from daemon.keys import Topic
+from daemon.pace import FIRST_CHUNK_KEYS
+from daemon.scope import Scope
+from daemon.settings import Settings
+from daemon.sql import statement
 
+HAND_OVER_KEYS = statement("hand_over_keys")
 CONTENTION_TRIES = 10
-
-
-@dataclass
-class Tally:
-    """What a backfill did."""
-
-    done_count: int = 0
-    changed_count: int = 0
-    left_count: int = 0
-    """Keys that others are working on at the moment, or that are in backoff: they are being seen to."""
-    failed: list[str] = field(default_factory=list)
-    """Keys whose recalculation failed; each has a row in outbox.failure now, and is retried by the daemon."""
+TARGET_S: float = Settings.model_fields["batch_target_s"].default
 
 
 @dataclass
 class Backfiller:
-    """Recalculates keys a page at a time, each page a transaction; safe to repeat, and beside live traffic."""
+    """Recalculates chunks of keys, each with the job's cursor in one transaction; safe to repeat, and beside live traffic.
+
+    A key that others are at work on is not waited for: it gets an event, and the daemon does it after them.
+    """
 
     connection: asyncpg.Connection
     topic: Topic
     keep_history: bool = True
     advanced: Callable[[int], None] = lambda _: None
     """Told of every number of keys that are done."""
-    tally: Tally = field(default_factory=Tally)
 
-    async def run(self, named: Sequence[str] = ()) -> Tally:
-        """Recalculate the named keys, or all that the topic lists."""
-        log.info(telemetry.BACKFILL_STARTED, topic=self.topic.name)
+    async def run(self, named: Sequence[str] = ()) -> Job:
+        """Recalculate the named keys, or all that the topic lists, as a job of our own; return it as it ended."""
+        about = Scope(list(dict.fromkeys(named)) or None)
+        key_count = await scope.count(self.connection, self.topic, about)
+        chunk_keys = min(FIRST_CHUNK_KEYS, self.topic.batch_keys)
+        job = await jobs.create(
+            self.connection, "backfill", self.topic, about, key_count=key_count, chunk_keys=chunk_keys
+        )
+        async with jobs.holding(self.connection, job.job_id):
+            await self.prepare()
+            pace = pace_of(job, self.topic, TARGET_S)
+            return await JobRunner(self.connection, job, self, pace, TARGET_S, self.advanced).run()
+
+    async def prepare(self) -> None:
+        """Make the history ready for what comes."""
         if self.keep_history:
             await prepare_history(self.connection, days_ahead=1)
-        async for page in pages(self.connection, self.topic, named):
-            with span(f"backfill.{self.topic.name}", "outbox.recalculate", key_count=len(page)):
-                await self._recalculate(page)
-            self.advanced(len(page))
-        log.info(
-            telemetry.BACKFILL_FINISHED,
-            topic=self.topic.name,
-            done_count=self.tally.done_count,
-            changed_count=self.tally.changed_count,
-            failed_count=len(self.tally.failed),
-        )
-        return self.tally
 
-    async def _recalculate(self, page: list[str]) -> None:
-        recalculation = Recalculation(daemon_id=None, kind="backfill", keep_history=self.keep_history)
+    async def do(self, chunk: Chunk, note: Note) -> None:
+        """Recalculate a chunk, but for keys that have an event. Raises asyncpg's errors when no key is to blame."""
         retrying = AsyncRetrying(
             wait=wait_random_exponential(multiplier=0.05, max=1),
             retry=retry_if_exception(_is_contention),
@@ -66,24 +65,50 @@ class Backfiller:
             reraise=True,
         )
         try:
-            batch: Batch = await retrying(recalculation.named_keys, self.connection, self.topic.name, page)
+            await retrying(self._at_once, chunk, note)
         except CallFailed as failure:
             if failure.blame in (Blame.SERVER, Blame.TOPIC):
                 raise failure.error from None
-            await run_carefully(recalculation, self.connection, failure, report=self._count, stopping=lambda: False)
-        else:
-            self._count(batch)
-            self.tally.left_count += len(page) - len(batch.claim.keys)
+            await self._carefully(chunk, note, failure)
 
-    def _count(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Failure):
-            self.tally.failed.append(outcome.key)
-        else:
-            self._count_batch(outcome)
+    async def _at_once(self, chunk: Chunk, note: Note) -> None:
+        """Recalculate the chunk and move the cursor, in one transaction."""
+        async with transaction(self.connection):
+            keys = [key for key in chunk.keys if key not in chunk.pending]
+            claim = await outbox.claim_keys(self.connection, self.topic.name, keys)
+            changed_count = 0
+            if claim.keys:
+                batch = await self._recalculation.call(self.connection, claim)
+                await self._recalculation.settle(self.connection, batch)
+                changed_count = len(batch.changed_keys or [])
+            await self._hand_over(set(keys) - set(claim.keys))
+            await note(Counts(changed_count, skipped=len(chunk.keys) - len(claim.keys)))
 
-    def _count_batch(self, batch: Batch) -> None:
-        self.tally.done_count += len(batch.claim.keys)
-        self.tally.changed_count += len(batch.changed_keys or [])
+    async def _carefully(self, chunk: Chunk, note: Note, failure: CallFailed) -> None:
+        """Find the guilty keys, recalculate the others, each part in a transaction; move the cursor at the end."""
+        outcomes: list[Outcome] = []
+        try:
+            await run_carefully(
+                self._recalculation, self.connection, failure, report=outcomes.append, stopping=lambda: False
+            )
+        except CallFailed as again:
+            raise again.error from None
+        failed = {each.key for each in outcomes if isinstance(each, Failure)}
+        batches = [each for each in outcomes if not isinstance(each, Failure)]
+        done = {key for batch in batches for key in batch.claim.keys}
+        left = set(chunk.keys) - failed - done
+        changed_count = sum(len(batch.changed_keys or []) for batch in batches)
+        async with transaction(self.connection):
+            await self._hand_over(left - chunk.pending)
+            await note(Counts(changed_count, skipped=len(left), failed=len(failed)))
+
+    @property
+    def _recalculation(self) -> Recalculation:
+        return Recalculation(daemon_id=None, kind="backfill", keep_history=self.keep_history)
+
+    async def _hand_over(self, keys: Iterable[str]) -> None:
+        if left := sorted(keys):
+            await self.connection.execute(HAND_OVER_KEYS, self.topic.name, left)
 
 
 def _is_contention(error: BaseException) -> bool:

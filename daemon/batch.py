@@ -11,7 +11,7 @@ import asyncpg
 from daemon import claim as outbox
 from daemon.claim import Claim
 from daemon.database import DATABASE_ERRORS, sqlstate_of, transaction
-from daemon.errors import Blame, blame
+from daemon.errors import ENDED, Blame, blame
 from daemon.sql import statement
 from daemon.telemetry import span
 
@@ -40,8 +40,8 @@ class CallFailed(Exception):
 
     @property
     def vanished(self) -> bool:
-        """Whether the backend is gone, killed or crashed by itself: 57P01 to 57P05, or no word at all."""
-        return self.sqlstate is None or self.sqlstate.startswith("57P")
+        """Whether the backend is gone, killed or crashed by itself, with or without a word."""
+        return self.sqlstate is None or self.sqlstate.startswith(ENDED)
 
 
 @dataclass(frozen=True, slots=True)

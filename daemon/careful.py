@@ -69,7 +69,7 @@ async def _divide(
             report(noted)
         return []
     await connection.execute(ACQUIT_KEYS, failure.claim.topic, keys)
-    return list(_parts(keys, 1 if failure.sqlstate == QUERY_CANCELED else len(keys) // 2))
+    return list(_parts(keys, 1 if failure.sqlstate == QUERY_CANCELED else (len(keys) + 1) // 2))
 
 
 def _parts(keys: list[str], size: int) -> Iterator[list[str]]:

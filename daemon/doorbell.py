@@ -147,6 +147,7 @@ class Doorbell:
         """Listen, then catch up, then sleep and wake until the connection is lost."""
         connection = await connect(self._settings, application_name="recalcd listener", read_write=True)
         try:
+            connection.add_termination_listener(lambda _: self._rung.set())  # or its loss would wait for the heartbeat
             await connection.execute(_KEEPALIVE)
             await connection.add_listener(CHANNEL, self._on_ring)
             await connection.add_listener(self._echo_channel, self._on_echo)

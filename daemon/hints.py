@@ -61,13 +61,16 @@ class Hints:
             hints.heads.clear()
             hints.above = 0
 
-    def took(self, topic: str, key_count: int, seconds: float) -> None:
-        """Size the next batch by what this one took: shrink at once, grow by doubling."""
+    def took(self, topic: str, key_count: int, seconds: float, *, is_full: bool) -> None:
+        """Size the next batch by what this one took: shrink at once, grow by doubling.
+
+        is_full says that there was more at the head. The keys don't: as many events may have been of a few.
+        """
         hints = self._topics[topic]
         limit = hints.keys or MOST_KEYS
         if seconds > self._batch_target_s:
             hints.keys = max(1, min(limit, int(key_count * self._batch_target_s / seconds)))
-        elif hints.keys is not None and key_count >= limit and seconds < self._batch_target_s / 2:
+        elif hints.keys is not None and is_full and seconds < self._batch_target_s / 2:
             hints.keys = min(2 * limit, MOST_KEYS)
 
     def halve(self, topic: str, key_count: int) -> None:

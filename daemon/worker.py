@@ -108,6 +108,8 @@ class Worker:
             return True
         except DATABASE_ERRORS as error:
             self._came_back(error)
+            if self._marked and not connection.is_closed():
+                await self._acquit(connection, self._marked)
             raise
         finally:
             self.has_batch_in_hand = False
@@ -156,6 +158,11 @@ class Worker:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
         self._marked = claim
 
+    @staticmethod
+    async def _acquit(connection: asyncpg.Connection, claim: Claim) -> None:
+        """Clear keys of suspicion: whatever went wrong, the server told us so, and the backend is still there."""
+        await connection.execute(ACQUIT_KEYS, claim.topic, claim.keys)
+
     def _came_back(self, error: BaseException) -> None:
         """Draw the consequences of a rolled back batch that need no database."""
         self._shared.hints.forget_marks()
@@ -173,16 +180,16 @@ class Worker:
             **facts,
             **telemetry.error_keys(failure.error),
         )
+        if not failure.vanished:
+            await self._acquit(connection, claim)
         match failure.blame:
             case Blame.SERVER:
                 raise failure
             case Blame.TOPIC:
-                await connection.execute(ACQUIT_KEYS, claim.topic, claim.keys)
                 self._leave_alone(failure)
                 return
             case Blame.CONTENTION if self._contended < CONTENTION_TRIES:
                 self._contended += 1
-                await connection.execute(ACQUIT_KEYS, claim.topic, claim.keys)
                 raise failure
             case Blame.SIZE:
                 self._shared.hints.halve(claim.topic, len(claim.keys))
@@ -198,6 +205,8 @@ class Worker:
             )
         except CallFailed as again:
             self._came_back(again)
+            if not again.vanished:
+                await self._acquit(connection, again.claim)
             if again.blame is not Blame.TOPIC:
                 raise
             self._leave_alone(again)
@@ -218,7 +227,7 @@ class Worker:
         claim, hints = batch.claim, self._shared.hints
         hints.claimed(claim.topic, claim.head_event_id, time.monotonic())
         if not claim.suspects:
-            hints.took(claim.topic, len(claim.keys), seconds)
+            hints.took(claim.topic, len(claim.keys), seconds, is_full=claim.is_full)
         if claim.is_full:
             self._shared.alarm.ring()  # there is more: another worker may help
 

@@ -23,6 +23,8 @@ from daemon.errors import (
         (None, Blame.SERVER),  # the connection broke without a word
         ("08006", Blame.SERVER),
         ("25006", Blame.SERVER),  # read-only: the old primary after a failover
+        ("25P03", Blame.SERVER),  # idle_in_transaction_session_timeout
+        ("25P04", Blame.SERVER),  # transaction_timeout
         ("53100", Blame.SERVER),  # disk full
         ("53300", Blame.SERVER),  # too many connections
         ("57P01", Blame.SERVER),  # administrator's shutdown
@@ -61,6 +63,7 @@ def test_a_batch_vanished_when_its_backend_is_gone_with_a_word_or_without() -> N
     assert failed(asyncpg.CrashShutdownError("crash of another process")).vanished
     assert failed(asyncpg.ConnectionDoesNotExistError("closed in the middle")).vanished
     assert failed(ConnectionResetError()).vanished
+    assert failed(asyncpg.IdleInTransactionSessionTimeoutError("we slept")).vanished
     assert not failed(asyncpg.QueryCanceledError("timeout")).vanished
     assert not failed(asyncpg.DiskFullError("full")).vanished
 

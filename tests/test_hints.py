@@ -11,7 +11,7 @@ T = "t"
 def hints() -> Hints:
     """Return hints that have just swept, at 0."""
     hints = Hints(batch_target_s=1.0)
-    hints.took(T, 1, 0.5)  # makes the topic known
+    hints.took(T, 1, 0.5, is_full=False)  # makes the topic known
     hints.for_claim(0)
     return hints
 
@@ -74,23 +74,23 @@ def test_forgotten_marks_start_again(hints: Hints) -> None:
 
 def test_a_slow_batch_shrinks_the_next_in_proportion(hints: Hints) -> None:
     assert size(hints) == MOST_KEYS
-    hints.took(T, 500, seconds=4.0)
+    hints.took(T, 500, seconds=4.0, is_full=True)
     assert size(hints) == 125
-    hints.took(T, 125, seconds=1000)
+    hints.took(T, 125, seconds=1000, is_full=False)
     assert size(hints) == 1
 
 
 def test_a_quick_full_batch_doubles_the_next_up_to_the_most(hints: Hints) -> None:
     hints.halve(T, 500)
     for expected in (500, 1000, MOST_KEYS, MOST_KEYS):
-        hints.took(T, int(str(size(hints))), seconds=0.1)
+        hints.took(T, 7, seconds=0.1, is_full=True)  # events of seven keys filled the head
         assert size(hints) == expected
 
 
 def test_a_batch_in_time_or_not_full_leaves_the_size(hints: Hints) -> None:
     hints.halve(T, 500)
-    hints.took(T, 250, seconds=0.6)
-    hints.took(T, 3, seconds=0.1)
+    hints.took(T, 250, seconds=0.6, is_full=True)
+    hints.took(T, 250, seconds=0.1, is_full=False)
     assert size(hints) == 250
 
 

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import functools
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 
-from daemon.errors import Blame, DatabaseUnavailable, RecalcdError, blame
+from daemon.errors import Blame, DatabaseUnavailable, RecalcdError, UsageError, blame
 
 if TYPE_CHECKING:
     import asyncpg
@@ -101,7 +102,19 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
+def confirm(warning: str, *, yes: bool) -> None:
+    """Ask before what can't be undone, on stderr. Raises UsageError with nobody to ask, RecalcdError for a no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("This can't be undone, and there is nobody to ask: say --yes, or look first with --dry-run.")
+    click.echo(warning, err=True)
+    if not click.confirm("Go on?", err=True):
+        raise RecalcdError("Nothing was changed.")
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 topic_option = click.option("--topic", "topic_name", default="reports.student", show_default=True, help="Which kind.")
 key_option = click.option("--key", "keys", multiple=True, help="This key; may be repeated.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

@@ -22,7 +22,7 @@ from daemon.errors import UsageError
 @click.pass_obj
 @asynchronous
 async def demo(
-    command_line: dict[str, Any], *, seconds: int, rate: int, writes: int | None, as_json: bool, **school: Any
+    command_line: dict[str, Any], /, *, seconds: int, rate: int, writes: int | None, as_json: bool, **school: Any
 ) -> None:
     """Show it all at work, on a PostgreSQL of its own. Exit: 0 all is well, 1 something is off, 130 interrupted."""
     from daemon import render

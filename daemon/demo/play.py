@@ -126,15 +126,18 @@ async def _act(opened: asyncpg.Connection, topic: Topic, stage: Stage, scenario:
 async def _write(opened: asyncpg.Connection, writers: Writers, step: Step) -> Progress:
     """Write, and wait until nothing is pending, or for so long that something must be wrong."""
     clock = asyncio.get_running_loop().time
+    progress, moved_at = None, clock()
     async with _running(writers) as writing:
-        progress, moved_at = await _look(opened), clock()
-        while not writing.done() or (progress.pending_count and clock() - moved_at < STUCK_S):
-            await asyncio.sleep(LAST_TICK_S if writing.done() else TICK_S)
+        while True:
+            written = writing.done()  # asked before the look: what is written afterwards would not be seen by it
             before, progress = progress, await _look(opened)
-            if not writing.done() or progress != before:
-                moved_at = clock()
             step.show(writers.count, _note(progress))
-    return progress
+            if progress != before:
+                moved_at = clock()
+            if written and (not progress.pending_count or clock() - moved_at > STUCK_S):
+                return progress
+            await asyncio.wait([writing], timeout=TICK_S)
+            await asyncio.sleep(LAST_TICK_S)
 
 
 @asynccontextmanager

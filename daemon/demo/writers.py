@@ -99,7 +99,7 @@ class Writers:
                 await self._write(opened, work)
 
     async def _write(self, opened: asyncpg.Connection, work: Work) -> None:
-        score = Decimal(random.randint(1, 10_000)).scaleb(-4)
+        score = Decimal(int(random.triangular(2_000, 10_000, 8_000))).scaleb(-4)
         try:
             row = await one_row(opened, WRITE, work.assignment_id, work.student_id, score)
         except asyncpg.PostgresConnectionError:

@@ -1,3 +1,3 @@
--- Recalculate keys to see whether they drifted. Roll back afterwards.
+-- See whether keys have drifted, and how.
 --   $1 topic, $2 distinct keys
-select d.checked_keys, d.drifted_keys from outbox.find_drift($1::text, $2::text[]) as d
+select d.checked_keys, d.drifted_keys, d.cached, d.truth from outbox.find_drift($1::text, $2::text[]) as d

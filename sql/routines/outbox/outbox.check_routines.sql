@@ -1,11 +1,12 @@
 -- Refuse the names of routines that a topic could not use; null is not checked.
 --   Errors   RC004 no such routine, or one of another signature; the hint says which it should have.
-create or replace function outbox.check_routines(p_recalculate text, p_list_keys text) returns void
+create or replace function outbox.check_routines(p_recalculate text, p_list_keys text, p_describe text default null) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_recalculates boolean := false;
     v_lists boolean := false;
+    v_describes boolean := false;
 begin
     begin
         v_recalculates := (select f.routine is not null from outbox.find_recalculate(p_recalculate) as f);
@@ -15,6 +16,13 @@ begin
             where array[n.nspname::text, p.proname::text] = parse_ident(p_list_keys)
               and p.prokind = 'f' and p.proretset and p.prorettype = 'text'::regtype
               and p.proargtypes::text = '25 23'
+        );
+        v_describes := exists (
+            select from pg_proc as p
+            join pg_namespace as n on n.oid = p.pronamespace
+            where array[n.nspname::text, p.proname::text] = parse_ident(p_describe)
+              and p.prokind = 'f' and not p.proretset and p.prorettype = 'jsonb'::regtype
+              and p.proargtypes::text = '25'
         );
     exception when invalid_parameter_value then
         null;  -- parse_ident: one of them is no name at all, such as schema.name(text[]); said below
@@ -30,6 +38,11 @@ begin
             using errcode = 'RC004', hint = format(
                 'Name it schema.name, with the signature: function %s(p_after text, p_limit integer) returns setof text.',
                 p_list_keys);
+    end if;
+    if p_describe is not null and not v_describes then
+        raise exception 'no function % can describe a key', quote_literal(p_describe)
+            using errcode = 'RC004', hint = format(
+                'Name it schema.name, with the signature: function %s(p_key text) returns jsonb.', p_describe);
     end if;
 end $$;
 comment on function outbox.check_routines is 'Refuse the names of routines that a topic could not use.';

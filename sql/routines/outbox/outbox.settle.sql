@@ -1,6 +1,6 @@
 -- Finish a batch, as the last statement before its commit: clear what was held against its keys, tell the readers
 -- which changed, keep the history.
---   Locks    failure and suspect rows of the keys, whose locks the caller holds. NOTIFY's commit lock, if any changed.
+--   Locks    failure, suspect and drift rows of the keys, whose locks the caller holds. NOTIFY's commit lock, if any changed.
 --   Takes    what outbox.claim_keys returned, and what the recalculation said and took.
 --            p_kind: live, replay, backfill or repair. p_keep_history: false writes no row in outbox.batch.
 --   Notifies channel recalculated with {"topic": …, "keys": […]}, in as many payloads as their limit of 8,000 bytes asks.
@@ -13,6 +13,7 @@ as $$
 begin
     delete from outbox.failure as f where f.topic = p_topic and f.key = any (p_keys);
     delete from outbox.suspect as s where s.topic = p_topic and s.key = any (p_keys);
+    delete from outbox.drift as d where d.topic = p_topic and d.key = any (p_keys);
     if p_keep_history then
         insert into outbox.batch (
             topic, keys, changed_keys, event_count, oldest_event_at, reasons, started_at, recalculate_ms, daemon_id, kind

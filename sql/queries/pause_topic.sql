@@ -1,0 +1,3 @@
+-- Pause a topic.
+--   $1 topic, $2 reason
+select outbox.pause_topic($1::text, $2::text) as was_running

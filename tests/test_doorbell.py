@@ -1,0 +1,257 @@
+"""What wakes a daemon: the armed bell, the poll behind it, and the listener's connection."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import structlog
+from engine import (
+    asleep,
+    done,
+    enqueue,
+    events_of,
+    failures,
+    impatient,
+    make_ledger,
+    make_topic,
+    numbered,
+    on_duty,
+    sessions,
+    terminate,
+    until_empty,
+)
+from servers import Connect
+from waiting import eventually
+
+import daemon.doorbell
+from daemon import telemetry
+from daemon.doorbell import Activity, Alarm, Doorbell
+from daemon.errors import DatabaseUnavailable
+from daemon.hints import Hints
+from daemon.settings import Settings
+
+LISTENER = "recalcd listener"
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as logged:
+        yield logged
+
+
+@pytest.fixture(autouse=True)
+async def topic(db: asyncpg.Connection) -> None:
+    await make_ledger(db)
+    await make_topic(db, "t")
+
+
+@pytest.fixture
+async def rings(connect: Connect) -> list[str]:
+    """Listen as a daemon does; the list grows with every ring."""
+    listener, rings = await connect("bystander"), []
+    await listener.add_listener("outbox", lambda *told: rings.append(told[-1]))
+    return rings
+
+
+async def test_a_ring_that_nobody_waits_for_is_kept_once() -> None:
+    alarm = Alarm()
+    alarm.ring()
+    alarm.ring()
+    await asyncio.wait_for(alarm.wait(), 1)
+    assert alarm._rings.empty()
+
+
+async def test_a_ring_wakes_one_of_those_who_wait() -> None:
+    alarm = Alarm()
+    await alarm.wait()
+    waiting = [asyncio.create_task(alarm.wait()) for _ in range(2)]
+    await asyncio.sleep(0)
+    alarm.ring()
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert sum(task.done() for task in waiting) == 1
+    alarm.ring()
+    await asyncio.wait_for(asyncio.gather(*waiting), 1)
+
+
+async def test_an_idle_daemon_is_armed_and_wakes_for_one_write_long_before_the_poll(
+    db: asyncpg.Connection, settings: Settings, rings: list[str]
+) -> None:
+    async with on_duty(impatient(settings, poll_interval_s=3600)):
+        await asleep(db)
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+    assert rings == ["t"]
+
+
+async def test_while_it_lingers_writers_are_silent(db: asyncpg.Connection, settings: Settings, rings: list[str]) -> None:
+    async with on_duty(impatient(settings, linger_s=60)):
+        for key in numbered(20):
+            await enqueue(db, "t", key)
+            await until_empty(db)
+    assert await done(db, "t") == numbered(20)
+    assert rings == []
+
+
+async def test_two_daemons_sleep_under_one_lock_and_both_are_woken(
+    db: asyncpg.Connection, settings: Settings, rings: list[str]
+) -> None:
+    rare = impatient(settings, poll_interval_s=3600)
+    async with on_duty(rare) as first, on_duty(rare) as second:
+
+        async def are_asleep() -> bool:
+            return first._doorbell.is_asleep and second._doorbell.is_asleep
+
+        await eventually(are_asleep)
+        await enqueue(db, "t", *numbered(500))
+        await until_empty(db)
+        await eventually(are_asleep)
+    assert rings == ["t"]
+
+
+async def test_when_the_armed_one_leaves_the_guarded_one_finds_out_by_its_poll(
+    db: asyncpg.Connection, settings: Settings
+) -> None:
+    async with on_duty(impatient(settings, poll_interval_s=0.2, heartbeat_s=0.5)) as guarded:
+        async with on_duty(impatient(settings)):
+            await asleep(db, count=2)
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+
+        async def is_armed() -> bool:
+            return guarded._doorbell._is_armed
+
+        await eventually(is_armed)
+
+
+async def test_always_means_that_writers_ring_while_it_works(
+    db: asyncpg.Connection, settings: Settings, rings: list[str]
+) -> None:
+    async with on_duty(impatient(settings, wake="always", linger_s=60)):
+        await asleep(db)
+        for key in numbered(20):
+            await enqueue(db, "t", key)
+        await until_empty(db)
+    assert rings == ["t"] * 20
+
+
+async def test_poll_means_without_any_listener(db: asyncpg.Connection, settings: Settings, rings: list[str]) -> None:
+    async with on_duty(impatient(settings, wake="poll")) as crew:
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+        assert await sessions(db, LISTENER) == 0
+        assert not crew._doorbell.is_degraded
+    assert rings == []
+
+
+async def test_with_polling_a_two_phase_commit_is_served(db: asyncpg.Connection, settings: Settings) -> None:
+    name = await db.fetchval("select current_database()")
+    async with on_duty(impatient(settings, wake="poll")):
+        await db.execute(f"begin; select outbox.enqueue('t', 'k'); prepare transaction '{name}'")
+        await db.execute(f"commit prepared '{name}'")
+        await until_empty(db)
+    assert await done(db, "t") == ["k"]
+
+
+async def test_a_lost_listener_is_noticed_at_once_though_nothing_happens(
+    db: asyncpg.Connection, settings: Settings, logged: list[Any]
+) -> None:
+    rare = impatient(settings, poll_interval_s=3600, heartbeat_s=3600)
+    async with on_duty(rare):
+        await asleep(db)
+        await terminate(db, LISTENER)
+
+        async def is_back() -> bool:
+            return len(events_of(logged, telemetry.LISTENER_STARTED)) == 2
+
+        await eventually(is_back)
+        await asleep(db)
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+    assert len(events_of(logged, telemetry.LISTENER_LOST)) == 1
+
+
+async def test_what_is_written_while_nobody_listens_is_found_when_the_listener_is_back(
+    db: asyncpg.Connection, settings: Settings
+) -> None:
+    async with on_duty(impatient(settings, poll_interval_s=3600)):
+        await asleep(db)
+        await terminate(db, LISTENER)
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+
+
+async def test_a_connection_that_delivers_nothing_is_told_from_a_good_one_and_polling_serves(
+    db: asyncpg.Connection, settings: Settings, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction pooler takes LISTEN and delivers nothing, nor does this statement."""
+    monkeypatch.setattr(daemon.doorbell, "ECHO", "select $1::text, $2::text")
+    async with on_duty(impatient(settings, heartbeat_timeout_s=0.1)) as crew:
+
+        async def is_told() -> bool:
+            return bool(events_of(logged, telemetry.LISTENER_DEGRADED))
+
+        await eventually(is_told)
+        assert crew._doorbell.is_degraded
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+
+
+async def test_a_listener_that_goes_deaf_later_is_replaced(
+    db: asyncpg.Connection, settings: Settings, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = "select $1::text, $2::text"
+    beat = impatient(settings, heartbeat_s=0.2, heartbeat_timeout_s=0.1)
+    async with on_duty(beat):
+        await asleep(db)
+        with monkeypatch.context() as patch:
+            patch.setattr(daemon.doorbell, "ECHO", deaf)
+
+            async def is_noticed() -> bool:
+                return bool(events_of(logged, telemetry.LISTENER_LOST))
+
+            await eventually(is_noticed)
+
+        await asleep(db)
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+
+
+async def test_a_failure_that_falls_due_wakes_the_daemon_in_time(db: asyncpg.Connection, settings: Settings) -> None:
+    """Sleep until the next attempt, not until the next poll."""
+    await make_topic(db, "u", "if v_call = 1 then raise 'no'; end if;", retry_base_s=1)
+    async with on_duty(impatient(settings, poll_interval_s=3600)):
+        await enqueue(db, "u", "k")
+
+        async def is_mended() -> bool:
+            return await done(db, "u") == ["k"]
+
+        await eventually(is_mended)
+    assert await failures(db) == {}
+
+
+async def test_a_database_that_is_away_for_a_day_is_still_waited_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    class Enough(Exception):
+        pass
+
+    async def refuse(*_: object, **__: object) -> None:
+        if len(pauses) == 3000:
+            raise Enough
+        raise DatabaseUnavailable("no")
+
+    async def skip(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(daemon.doorbell, "connect", refuse)
+    monkeypatch.setattr(daemon.doorbell.asyncio, "sleep", skip)
+    bell = Doorbell(settings, uuid4(), Alarm(), Activity(0), Hints(1))
+    with pytest.raises(Enough):
+        await bell.listen()
+    assert pauses[0] < 1
+    assert settings.retry_max_s / 2 <= max(pauses) <= settings.retry_max_s

@@ -1,0 +1,65 @@
+"""Running recalcd as it is typed, in this process or at a terminal; for tests of commands."""
+
+import asyncio
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from click.testing import CliRunner, Result
+
+from cli import main
+
+Recalcd = Callable[..., "asyncio.Future[Result]"]
+"""Runs a command; await it."""
+
+
+def recalcd_on(dsn: str) -> Recalcd:
+    """Return what runs a command on a database, in a thread of its own: a command has an event loop of its own."""
+
+    def run(*arguments: str) -> "asyncio.Future[Result]":
+        def invoke() -> Result:
+            return CliRunner().invoke(main, arguments, env={"RECALCD_DATABASE_URL": dsn})
+
+        return asyncio.get_running_loop().run_in_executor(None, invoke)
+
+    return run
+
+
+@dataclass
+class AtTerminal:
+    """A command whose stdin and stderr are a terminal."""
+
+    process: subprocess.Popen[str]
+    keyboard: int
+
+    async def answer(self, text: str) -> tuple[str, str]:
+        """Type an answer; return what it prints on stdout and stderr, once it has ended."""
+        os.write(self.keyboard, f"{text}\n".encode())
+        return await asyncio.to_thread(self.process.communicate, timeout=30)
+
+
+@asynccontextmanager
+async def at_terminal(dsn: str, *arguments: str) -> AsyncIterator[AtTerminal]:
+    """Run a command that can ask; it does not outlive the block."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(  # noqa: ASYNC220  # starts at once; what takes long is waited for in a thread
+        [sys.executable, "-m", "cli", *arguments],
+        env=os.environ | {"RECALCD_DATABASE_URL": dsn},
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with process:
+            try:
+                yield AtTerminal(process, ours)
+            finally:
+                process.kill()
+    finally:
+        os.close(ours)
+        os.close(theirs)
