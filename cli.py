@@ -7,14 +7,18 @@ missing or of another version, 78 a setting is wrong, 130 interrupted.
 import click
 
 from daemon import __version__
+from daemon.commands.backfill import backfill
 from daemon.commands.base import Commands
 from daemon.commands.demo import demo
+from daemon.commands.explain import explain
 from daemon.commands.failures import failures
+from daemon.commands.job import job
 from daemon.commands.look import report, show_status
-from daemon.commands.mend import backfill, replay, verify
 from daemon.commands.migrate import migrate
+from daemon.commands.replay import replay
 from daemon.commands.serve import config, run
 from daemon.commands.topic import topic
+from daemon.commands.verify import verify
 
 
 @click.group(
@@ -38,7 +42,21 @@ def main(context: click.Context, database_url: str | None) -> None:
     context.obj = {"database_url": database_url}  # what daemon.settings.load() takes
 
 
-for command in (demo, run, show_status, verify, backfill, replay, report, failures, topic, migrate, config):
+for command in (
+    demo,
+    run,
+    show_status,
+    verify,
+    backfill,
+    replay,
+    job,
+    report,
+    explain,
+    failures,
+    topic,
+    migrate,
+    config,
+):
     main.add_command(command)
 
 

@@ -27,7 +27,7 @@ TARGET_S: float = Settings.model_fields["batch_target_s"].default
 
 @dataclass
 class Backfiller:
-    """Recalculates chunks of keys, each with the job's cursor in one transaction; safe to repeat, and beside live traffic.
+    """Recalculates chunks of keys, each in one transaction with the job's cursor; safe beside live traffic.
 
     A key that others are at work on is not waited for: it gets an event, and the daemon does it after them.
     """

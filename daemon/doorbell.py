@@ -97,16 +97,13 @@ class Doorbell:
         self._always = settings.wake == "always"
         self._is_armed = False
         self.is_listening = False
+        self.is_degraded = False
+        """Whether a LISTEN session was lost, or could not be had, and is not back yet."""
 
     @property
     def is_asleep(self) -> bool:
         """Whether a writer's ring will wake us."""
         return self._asleep_s is not None
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether there should be a LISTEN session, and is none."""
-        return not self.is_listening and self._settings.wake != "poll"
 
     async def poll(self) -> None:
         """Ring the alarm for ever: closely after work, rarely when a bell will ring, often when none can."""
@@ -138,9 +135,9 @@ class Doorbell:
                 failures = 0 if self.is_listening else failures + 1
                 if failures <= 1:
                     log.warning(telemetry.LISTENER_LOST, **telemetry.error_keys(error))
-                pause_s = min(0.1 * 2**failures, self._settings.retry_max_s)
+                pause_s = min(0.1 * 2 ** min(failures, 20), self._settings.retry_max_s)
             finally:
-                self._asleep_s, self.is_listening = None, False
+                self._asleep_s, self.is_listening, self.is_degraded = None, False, True
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
 
     async def _session(self) -> NoReturn:
@@ -152,7 +149,7 @@ class Doorbell:
             await connection.add_listener(CHANNEL, self._on_ring)
             await connection.add_listener(self._echo_channel, self._on_echo)
             await self._beat(connection)
-            self.is_listening = True
+            self.is_listening, self.is_degraded = True, False
             log.info(telemetry.LISTENER_STARTED)
             self._alarm.ring()
             while True:

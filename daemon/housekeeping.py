@@ -41,7 +41,9 @@ class Housekeeper:
     async def run(self) -> None:
         """Make rounds for ever."""
         while True:
-            self._shared.housekeeping.clear()
+            if self._shared.housekeeping.is_set():
+                self._shared.housekeeping.clear()
+                self._partitions_at = 0.0
             try:
                 await self.make_round()
             except (DatabaseUnavailable, *DATABASE_ERRORS) as error:
@@ -57,24 +59,34 @@ class Housekeeper:
             HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
         )
         systemd.status(state)
-        if time.monotonic() >= self._partitions_at or self._shared.housekeeping.is_set():
+        if time.monotonic() >= self._partitions_at:
             self._partitions_at = time.monotonic() + PARTITIONS_AGAIN_S
-            await self._see_to_partitions(connection)
-            self._partitions_at = time.monotonic() + PARTITIONS_S
+            if await self._see_to_partitions(connection):
+                self._partitions_at = time.monotonic() + PARTITIONS_S
 
-    async def _see_to_partitions(self, connection: asyncpg.Connection) -> None:
+    async def _see_to_partitions(self, connection: asyncpg.Connection) -> bool:
+        """Make those of the days to come, drop those gone by; false when somebody reads the history just now."""
         keep_days = self._shared.settings.history_days
         if keep_days:
             for name in await prepare_history(connection, days_ahead=DAYS_AHEAD):
                 log.info(telemetry.PARTITION_CREATED, partition=name)
-        for name in await connection.fetchval(DROP_PARTITIONS, keep_days):
+        try:
+            dropped = await connection.fetchval(DROP_PARTITIONS, keep_days)
+        except asyncpg.LockNotAvailableError as error:  # a backup, say: no reason not to start
+            log.warning(telemetry.HOUSEKEEPING_FAILED, **telemetry.error_keys(error))
+            return False
+        for name in dropped:
             log.info(telemetry.PARTITION_DROPPED, partition=name)
+        return True
 
     async def say_goodbye(self) -> None:
         """Say that the daemon stopped as it should, if the database will listen."""
         with contextlib.suppress(DatabaseUnavailable, *DATABASE_ERRORS):  # it is gone anyway; others will notice
             connection = await self._connected()
             await connection.execute(SAY_GOODBYE, self._shared.daemon_id)
+
+    async def close(self) -> None:
+        """Close the connection; the next round would open another."""
         if self._connection is not None:
             await close(self._connection)
 

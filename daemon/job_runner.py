@@ -74,7 +74,7 @@ class JobRunner:
     """Told what it does: WORKING, or what it waits for."""
 
     async def run(self) -> Job:
-        """Go on behind the cursor; return the job as it ended. What it raises is noted with the job, for others to see."""
+        """Go on behind the cursor; return the job as it ended. What it raises is noted with the job, for others."""
         log.info(telemetry.JOB_STARTED, **self._facts(), done_count=self.job.done_count)
         try:
             await self.connection.execute(BEGIN_JOB, self.job.job_id)
@@ -85,8 +85,8 @@ class JobRunner:
                 await self.connection.execute(NOTE_JOB_ERROR, self.job.job_id, error_facts(error).message)
             raise
         ended = await find(self.connection, self.job.job_id)
-        log.info(telemetry.JOB_ENDED, **self._facts(), state=ended.state, done_count=ended.done_count,
-                 changed_count=ended.changed_count, skipped_count=ended.skipped_count, failed_count=ended.failed_count)  # fmt: skip
+        counts = {f"{what}_count": getattr(ended, f"{what}_count") for what in ("done", "changed", "skipped", "failed")}
+        log.info(telemetry.JOB_ENDED, **self._facts(), state=ended.state, **counts)
         return ended
 
     def _facts(self) -> dict[str, object]:

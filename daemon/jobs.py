@@ -106,26 +106,36 @@ async def list_jobs(connection: asyncpg.Connection) -> list[Job]:
     return [_job(row) for row in await connection.fetch(LIST_JOBS, None, MOST_ENDED)]
 
 
-async def change(connection: asyncpg.Connection, job_id: int, state: State) -> State:
-    """Pause, resume or cancel a job; return the state it was in. Raises UsageError when there is none, or it has ended."""
+async def change(connection: asyncpg.Connection, job_id: int, state: State, *, dry_run: bool = False) -> Job:
+    """Pause, resume or cancel a job; return it as it was. Raises UsageError when there is none, or it has ended."""
     job = await find(connection, job_id)
-    was: State | None = await connection.fetchval(CHANGE_JOB, job_id, state)
-    if was is None:
-        raise UsageError(f"Job {job_id} is {(await find(connection, job.job_id)).state}: there is nothing left to change.")
-    return was
+    if job.ended_at is None and (dry_run or await connection.fetchval(CHANGE_JOB, job_id, state)):
+        return job
+    ended = await find(connection, job_id)
+    raise UsageError(f"Job {job_id} is {ended.state}: there is nothing left to pause, resume or cancel.")
 
 
 @contextlib.asynccontextmanager
-async def holding(connection: asyncpg.Connection, job_id: int, *, patience_s: float = PATIENCE_S) -> AsyncIterator[bool]:
-    """Be the one that runs the job while the block runs; yields whether we are. Waits for a killed one to be gone."""
-    deadline = time.monotonic() + patience_s
-    while not (is_held := await connection.fetchval(HOLD_JOB, job_id)) and time.monotonic() < deadline:
+async def holding(
+    connection: asyncpg.Connection, job_id: int, *, patience_s: float = PATIENCE_S
+) -> AsyncIterator[bool]:
+    """Be the one that runs the job while the block runs; yields whether we are. Waits for a killed one to be gone.
+
+    A block that fails leaves the job to the session, whose end is near.
+    """
+    is_held = await _hold(connection, job_id, time.monotonic() + patience_s)
+    yield is_held
+    if is_held:
+        await connection.execute(RELEASE_JOB, job_id)
+
+
+async def _hold(connection: asyncpg.Connection, job_id: int, deadline: float) -> bool:
+    while True:
+        if await connection.fetchval(HOLD_JOB, job_id):
+            return True
+        if time.monotonic() >= deadline:
+            return False
         await asyncio.sleep(_LOOK_S)
-    try:
-        yield is_held
-    finally:
-        if is_held and not connection.is_closed():
-            await connection.execute(RELEASE_JOB, job_id)
 
 
 async def measure(connection: asyncpg.Connection, topic: Topic) -> float | None:

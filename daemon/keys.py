@@ -1,6 +1,7 @@
 """Which keys an operation is about: those a person named, or all that a topic lists, page by page."""
 
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -9,6 +10,7 @@ from daemon.errors import UsageError
 from daemon.sql import statement
 
 LIST_KEYS = statement("list_keys")
+LIST_PART = statement("list_part")
 COUNT_KEYS = statement("count_keys")
 LIST_TOPICS = statement("list_topics")
 
@@ -53,3 +55,8 @@ async def pages(connection: asyncpg.Connection, topic: Topic, named: Sequence[st
     while page := [row["key"] for row in await connection.fetch(LIST_KEYS, topic.name, after, topic.batch_keys)]:
         yield page
         after = page[-1]
+
+
+async def list_part(connection: asyncpg.Connection, topic: Topic, part: Mapping[str, object]) -> list[str]:
+    """Return the keys of a part of a topic, {"cohort": "7A"} for instance; scope.count() refuses parts there are not."""
+    return [row["key"] for row in await connection.fetch(LIST_PART, topic.name, json.dumps(part))]

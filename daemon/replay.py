@@ -65,7 +65,9 @@ def parse_where(conditions: Sequence[str]) -> dict[str, str]:
     for condition in conditions:
         name, equals, value = condition.partition("=")
         if not (equals and value) or name not in ("reason", "sqlstate"):
-            raise UsageError(f"--where {condition} is not understood: write reason=feedback.recorded or sqlstate=22012.")
+            raise UsageError(
+                f"--where {condition} means nothing here: write reason=feedback.recorded or sqlstate=22012."
+            )
         if name in found:
             raise UsageError(f"--where {name}=… is given twice, and a key can't fulfil both.")
         found[name] = value
@@ -131,5 +133,8 @@ class Replayer:
             await self.connection.execute(REPLAY, self.topic.name, chunk.keys)
             await note(Counts())
         deadline = time.monotonic() + MOST_WAIT_S
-        while time.monotonic() < deadline and await self.connection.fetchval(REPLAY_WAITS, self.topic.name, chunk.keys):
+        while await self._waits(chunk) and time.monotonic() < deadline:  # noqa: ASYNC110  # its state is in the database
             await asyncio.sleep(LOOK_S)
+
+    async def _waits(self, chunk: Chunk) -> bool:
+        return bool(await self.connection.fetchval(REPLAY_WAITS, self.topic.name, chunk.keys))

@@ -51,7 +51,8 @@ class Crew:
         self._doorbell = Doorbell(settings, daemon_id, shared.alarm, shared.activity, shared.hints)
         self._housekeeper = Housekeeper(shared, self._state)
         self._workers = [Worker(shared) for _ in range(settings.workers)]
-        self._off_duty: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._off_duty = asyncio.Event()
+        self._ending = Ending.STOPPED
 
     async def prepare(self) -> None:
         """Find the database as we need it, and say that we are here. Raises SchemaMismatch, DatabaseUnavailable."""
@@ -60,9 +61,10 @@ class Crew:
         await self._housekeeper.make_round()
 
     def go_off_duty(self, ending: Ending) -> None:
-        """Ask everybody to finish the batch in hand and leave."""
-        if not self._off_duty.done():
-            self._off_duty.set_result(ending)
+        """Ask everybody to finish the batch in hand and leave. To stop outranks what was asked before."""
+        if not self._off_duty.is_set() or ending is Ending.STOPPED:
+            self._ending = ending
+        self._off_duty.set()
 
     async def serve(self, *, drain: bool, hurry: asyncio.Event) -> Ending:
         """Work until told to go. hurry, set later, means: roll back what is in hand."""
@@ -72,13 +74,14 @@ class Crew:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in background]
             working = {group.create_task(worker.run()): worker for worker in self._workers}
-            ending = await self._off_duty
+            await self._off_duty.wait()
             await self._finish(working, hurry)
             for task in tasks:
                 task.cancel()
-        if ending is not Ending.RELOADED:
+        if self._ending is not Ending.RELOADED:
             await self._housekeeper.say_goodbye()
-        return ending
+        await self._housekeeper.close()
+        return self._ending
 
     async def _finish(self, working: dict[asyncio.Task[None], Worker], hurry: asyncio.Event) -> None:
         """Let batches in hand be finished, within the grace period; the idle leave at once."""
@@ -111,7 +114,7 @@ class Crew:
         return not look["ready"] and not look["owed_count"]
 
     def _state(self) -> str:
-        if self._off_duty.done():
+        if self._off_duty.is_set():
             return "stopping"
         if self._doorbell.is_degraded:
             return "degraded"

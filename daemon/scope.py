@@ -73,7 +73,7 @@ async def count(connection: asyncpg.Connection, topic: Topic, scope: Scope) -> i
 
 
 async def refuse_unknown(connection: asyncpg.Connection, topic: Topic, keys: Sequence[str]) -> None:
-    """Raise UsageError for keys that the topic neither lists nor owes anything: a slip of the pen would fail for ever."""
+    """Raise UsageError for keys that the topic neither lists nor owes anything: a misspelt one would fail for ever."""
     if not topic.lists_keys:
         return
     unknown = [row["key"] for row in await connection.fetch(LIST_UNKNOWN_KEYS, topic.name, keys)]

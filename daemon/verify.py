@@ -3,20 +3,21 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import asyncpg
 
-from daemon import telemetry
+from daemon import missed, telemetry
 from daemon.batch import CallFailed, Recalculation, prepare_history
-from daemon.database import one_row, rehearsal, sqlstate_of
+from daemon.database import sqlstate_of
+from daemon.difference import Difference
+from daemon.drift import find_drift
 from daemon.errors import Blame, UsageError, blame
 from daemon.keys import Topic, pages
+from daemon.missed import Written
 from daemon.redaction import error_facts
-from daemon.sql import statement
-from daemon.telemetry import log, span
+from daemon.telemetry import log
 
-FIND_DRIFT = statement("find_drift")
 BUSY_PASSES = 50
 BUSY_PAUSE_S = 0.1
 _NO_CHANGES_TOLD = "RC009"
@@ -24,10 +25,14 @@ _NO_CHANGES_TOLD = "RC009"
 
 @dataclass
 class Verdict:
-    """What was found. A key is in at most one of the lists."""
+    """What was found. A key is in at most one of drifted, failed and left_out."""
 
     checked_count: int = 0
     drifted: list[str] = field(default_factory=list)
+    differences: dict[str, list[Difference]] = field(default_factory=dict)
+    """What is wrong with the drifted keys, if the topic has a describe function."""
+    missed: dict[str, list[Written]] = field(default_factory=dict)
+    """Rows of the source, younger than the report of a drifted key: whoever wrote them forgot the outbox."""
     repaired: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """Keys whose recalculation raised an error, and its message."""
@@ -38,6 +43,18 @@ class Verdict:
     def is_good(self) -> bool:
         """Whether nothing drifted and everything could be looked at."""
         return not (self.drifted or self.failed)
+
+    def as_json(self) -> dict[str, object]:
+        """Return what --json prints; its keys are public."""
+        return {
+            "checked_count": self.checked_count,
+            "drifted": self.drifted,
+            "differences": {key: [each.as_json() for each in found] for key, found in self.differences.items()},
+            "missed": {key: [asdict(each) for each in found] for key, found in self.missed.items()},
+            "repaired": self.repaired,
+            "failed": self.failed,
+            "left_out": self.left_out,
+        }
 
 
 @dataclass
@@ -52,16 +69,16 @@ class Verifier:
     """Told of every number of keys that are done."""
     verdict: Verdict = field(default_factory=Verdict)
 
-    async def run(self, named: Sequence[str] = (), *, sample: int | None = None) -> Verdict:
-        """Verify the named keys, or all that the topic lists, or a random sample of those."""
+    async def run(self, named: Sequence[str] | None = None, *, sample: int | None = None) -> Verdict:
+        """Verify the named keys, or (None) all that the topic lists, or a random sample of those."""
         log.info(telemetry.VERIFY_STARTED, topic=self.topic.name, repair=self.repair)
         if sample is not None:
-            everything = [key async for page in pages(self.connection, self.topic, named) for key in page]
+            everything = [key async for page in pages(self.connection, self.topic, named or ()) for key in page]
             named = random.sample(everything, min(sample, len(everything)))
         busy: list[str] = []
-        if sample is None or named:
-            async for page in pages(self.connection, self.topic, named):
-                busy += await self._check(page)
+        if named is None or named:
+            async for page in pages(self.connection, self.topic, named or ()):
+                busy += await self.check(page)
         self.verdict.left_out = await self._check_again(busy)
         self.advanced(len(self.verdict.left_out))
         log.info(
@@ -81,27 +98,21 @@ class Verifier:
             await asyncio.sleep(BUSY_PAUSE_S)
             size = self.topic.batch_keys
             parts = [busy[start : start + size] for start in range(0, len(busy), size)]
-            busy = [key for part in parts for key in await self._check(part)]
+            busy = [key for part in parts for key in await self.check(part)]
         return busy
 
-    async def _check(self, keys: list[str]) -> list[str]:
-        """Check some keys; return those that could not be looked at."""
+    async def check(self, keys: list[str]) -> list[str]:
+        """Check some keys, at most a batch of them; return those that could not be looked at."""
         try:
-            checked, drifted = await self._find_drift(keys)
+            finding = await find_drift(self.connection, self.topic, keys)
         except asyncpg.PostgresError as error:
             return await self._find_culprits(keys, error)
-        if drifted:
-            await self._note_drift(drifted)
-        self.verdict.checked_count += len(checked)
-        self.advanced(len(checked))
-        return sorted(set(keys) - set(checked))
-
-    async def _find_drift(self, keys: list[str]) -> tuple[list[str], list[str]]:
-        with span(f"verify.{self.topic.name}", "outbox.find_drift", key_count=len(keys)) as current:
-            async with rehearsal(self.connection):
-                row = await one_row(self.connection, FIND_DRIFT, self.topic.name, keys)
-            current.add(checked_count=len(row["checked_keys"]), drifted_count=len(row["drifted_keys"]))
-        return row["checked_keys"], row["drifted_keys"]
+        if finding.drifted:
+            self.verdict.differences |= finding.differences
+            await self._note_drift(finding.drifted)
+        self.verdict.checked_count += len(finding.checked)
+        self.advanced(len(finding.checked))
+        return sorted(set(keys) - set(finding.checked))
 
     async def _find_culprits(self, keys: list[str], error: asyncpg.PostgresError) -> list[str]:
         """Halve until the keys whose recalculation fails are alone. Raises what is no key's fault."""
@@ -118,17 +129,22 @@ class Verifier:
             self.advanced(1)
             return []
         middle = len(keys) // 2
-        return await self._check(keys[:middle]) + await self._check(keys[middle:])
+        return await self.check(keys[:middle]) + await self.check(keys[middle:])
 
     async def _note_drift(self, drifted: list[str]) -> None:
         self.verdict.drifted += drifted
         log.error(telemetry.VERIFY_DRIFTED, topic=self.topic.name, key_count=len(drifted), keys=drifted[:10])
+        if self.topic.name == missed.TOPIC:  # before a repair makes the report the younger
+            self.verdict.missed |= await missed.find_missed(self.connection, drifted)
         if self.repair:
-            if self.keep_history:
-                await prepare_history(self.connection, days_ahead=1)
-            recalculation = Recalculation(daemon_id=None, kind="repair", keep_history=self.keep_history)
-            try:
-                batch = await recalculation.named_keys(self.connection, self.topic.name, drifted)
-            except CallFailed as failure:
-                raise failure.error from None
-            self.verdict.repaired += batch.claim.keys
+            await self._repair(drifted)
+
+    async def _repair(self, drifted: list[str]) -> None:
+        if self.keep_history:
+            await prepare_history(self.connection, days_ahead=1)
+        recalculation = Recalculation(daemon_id=None, kind="repair", keep_history=self.keep_history)
+        try:
+            batch = await recalculation.named_keys(self.connection, self.topic.name, drifted)
+        except CallFailed as failure:
+            raise failure.error from None
+        self.verdict.repaired += batch.claim.keys

@@ -17,7 +17,7 @@ from daemon.settings import Settings
 from daemon.sql import SQL_ROOT
 
 LEDGER = "ledger.account"
-"""The topic whose keys are accounts. Its procedure reads, stops at a gate if told to, then writes: as slow as can be."""
+"""The topic whose keys are accounts. Its procedure reads, stops at a gate if told to, then writes."""
 
 GATE = 4711
 """Advisory lock at which a session waits that has `set ledger.gate = on`; `dawdle` lets it lose a few milliseconds."""
@@ -83,6 +83,7 @@ end $$;
 
 select outbox.set_topic('ledger.account', 'ledger.recalculate');
 """
+
 
 async def make_ledger(db: asyncpg.Connection, *changes: tuple[str, str]) -> None:
     """Make the tables, the topic LEDGER and the write function ledger.record; change pieces of the procedure."""
@@ -153,7 +154,7 @@ async def call_count(db: asyncpg.Connection) -> int:
 
 
 async def audit(db: asyncpg.Connection) -> list[str]:
-    """Return the accounts for which the promise is broken in one snapshot: nothing is pending or owed, yet they drift."""
+    """Return the accounts that break the promise in one snapshot: nothing is pending or owed, yet they drift."""
     async with db.transaction(isolation="repeatable_read", readonly=True):
         wrong = await drifted(db)
         excused = {*await pending(db, LEDGER), *await failures(db)}
@@ -259,7 +260,7 @@ async def terminate(db: asyncpg.Connection, application_name: str) -> int:
 
 
 def numbered(count: int, start: int = 0) -> list[str]:
-    """Return keys that sort as they count: k000, k001, …"""
+    """Return keys that sort as they count: k000, k001 and so on."""
     return [f"k{number:03}" for number in range(start, start + count)]
 
 

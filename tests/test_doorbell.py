@@ -86,7 +86,9 @@ async def test_an_idle_daemon_is_armed_and_wakes_for_one_write_long_before_the_p
     assert rings == ["t"]
 
 
-async def test_while_it_lingers_writers_are_silent(db: asyncpg.Connection, settings: Settings, rings: list[str]) -> None:
+async def test_while_it_lingers_writers_are_silent(
+    db: asyncpg.Connection, settings: Settings, rings: list[str]
+) -> None:
     async with on_duty(impatient(settings, linger_s=60)):
         for key in numbered(20):
             await enqueue(db, "t", key)
@@ -249,7 +251,7 @@ async def test_a_database_that_is_away_for_a_day_is_still_waited_for(
         pauses.append(seconds)
 
     monkeypatch.setattr(daemon.doorbell, "connect", refuse)
-    monkeypatch.setattr(daemon.doorbell.asyncio, "sleep", skip)
+    monkeypatch.setattr(asyncio, "sleep", skip)
     bell = Doorbell(settings, uuid4(), Alarm(), Activity(0), Hints(1))
     with pytest.raises(Enough):
         await bell.listen()

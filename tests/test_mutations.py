@@ -108,7 +108,10 @@ async def test_the_procedures_key_lock_makes_a_direct_call_as_safe(stage: Stage,
 
 IN_THE_READING_STATEMENT = (
     (LEDGER_LOCK, ""),
-    (LEDGER_READ, LEDGER_READ.replace("group by", "and outbox.lock_keys('ledger.account', p_keys) is not null group by")),
+    (
+        LEDGER_READ,
+        LEDGER_READ.replace("group by", "and outbox.lock_keys('ledger.account', p_keys) is not null group by"),
+    ),
 )
 IN_A_STABLE_FUNCTION = (
     (LEDGER_LOCK, ""),
@@ -169,7 +172,9 @@ class RecalculatesFirst(Recalculation):
     async def named_keys(self, connection: asyncpg.Connection, topic: str, keys: list[str]) -> Batch:
         async with transaction(connection):
             await connection.execute("select outbox.lock_keys($1, $2)", topic, keys)
-            seen = Claim(topic, keys, 0, None, await connection.fetchval("select now()"), [], None, 0, None, False, False)
+            seen = Claim(
+                topic, keys, 0, None, await connection.fetchval("select now()"), [], None, 0, None, False, False
+            )
             batch = await self.call(connection, seen)
             await claim_keys(connection, topic, keys)
             await self.settle(connection, batch)
@@ -196,7 +201,9 @@ async def test_a_recalculation_at_repeatable_read_is_refused(stage: Stage, mutat
     await record(stage.db, K, 10)
     await drain(stage.db)
     await record(stage.db, K, 1)
-    await stage.slow.execute("reset ledger.gate; begin isolation level repeatable read; select count(*) from outbox.event")
+    await stage.slow.execute(
+        "reset ledger.gate; begin isolation level repeatable read; select count(*) from outbox.event"
+    )
     await stage.db.execute(f"delete from ledger.entry where amount = 1; select outbox.enqueue('{LEDGER}', '{K}')")
     assert [batch.changed_keys for batch in await drain(stage.db)] == [[]]
     if mutated:
@@ -237,7 +244,9 @@ async def test_an_event_that_stays_behind_is_never_below_the_mark(
     """Guards head_event_id of outbox.claim, which the mark follows: it stays below the first event of a busy key."""
     await make_ledger(db)
     if mutated:
-        await mutate(db, "claim", "coalesce(min(h.first) - 1, head_event_id)", "coalesce(min(head_event_id), head_event_id)")
+        await mutate(
+            db, "claim", "coalesce(min(h.first) - 1, head_event_id)", "coalesce(min(head_event_id), head_event_id)"
+        )
     hints, busy = Hints(1), await connect()
     hints.for_claim(now=0)  # sweeps; the next sweep is SWEEP_S away
     await record(db, "busy")

@@ -167,7 +167,7 @@ async def test_daemons_that_are_killed_at_work_are_succeeded_without_a_loss(
         return bool(await ledger.fetchval(query))
 
     async def is_noticed() -> bool:
-        return await ledger.fetchval("select count(*) from outbox.daemon where state = 'vanished'") == 2
+        return bool(await ledger.fetchval("select count(*) = 2 from outbox.daemon where state = 'vanished'"))
 
     log, enough = tmp_path / "daemon.log", asyncio.Event()
     async with background(keep_auditing(await connect())):
@@ -185,7 +185,7 @@ async def test_daemons_that_are_killed_at_work_are_succeeded_without_a_loss(
     assert await audit(ledger) == []
     assert await failures(ledger) == {}
     states = await ledger.fetch("select state, count(*) from outbox.daemon group by state")
-    assert dict(states) == {"vanished": 2, "stopped": 1}
+    assert {state: count for state, count in states} == {"vanished": 2, "stopped": 1}
 
 
 async def test_the_report_application_keeps_the_promise_too(

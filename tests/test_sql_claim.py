@@ -70,7 +70,7 @@ async def test_the_claim_says_what_it_took(db: asyncpg.Connection) -> None:
     first = await db.fetchval("select clock_timestamp()")
     for reason in ["often"] * 3 + ["once", None] + [f"rare {n}" for n in range(20)]:
         await db.execute("select outbox.enqueue('t', 'a', $1)", reason)
-    last, oldest = await db.fetchrow("select max(event_id), min(enqueued_at) from outbox.event")
+    ((last, oldest),) = await db.fetch("select max(event_id), min(enqueued_at) from outbox.event")
     taken = await take(db)
     assert taken is not None
     assert (taken.event_count, taken.oldest_event_at, taken.head_event_id) == (25, oldest, last)
@@ -145,9 +145,7 @@ async def test_below_the_mark_nothing_is_taken_until_the_sweep(db: asyncpg.Conne
     assert keys_of(await take(db, above=0)) == ["a", "b"]
 
 
-async def test_an_event_that_stays_behind_keeps_the_mark_below_itself(
-    db: asyncpg.Connection, connect: Connect
-) -> None:
+async def test_an_event_that_stays_behind_keeps_the_mark_below_itself(db: asyncpg.Connection, connect: Connect) -> None:
     await enqueue(db, T, "a", "busy", "b")
     first = await db.fetchval("select min(event_id) from outbox.event")
     other = await connect()

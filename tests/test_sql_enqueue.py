@@ -32,7 +32,9 @@ async def heard(connect: Connect) -> list[tuple[str, str]]:
     """Listen on the outbox's channel; the list grows as notifications arrive."""
     listener, heard = await connect("listener"), []
     for channel in ("outbox", "fence"):
-        await listener.add_listener(channel, lambda _connection, _pid, channel, payload: heard.append((channel, payload)))
+        await listener.add_listener(
+            channel, lambda _connection, _pid, channel, payload: heard.append((channel, payload))
+        )
     return heard
 
 
@@ -94,8 +96,8 @@ async def test_the_trace_context_comes_from_the_setting(db: asyncpg.Connection, 
         await db.execute("select set_config('recalcd.traceparent', $1, true)", trace)
         await send(db, "traced")
     await send(db, "not traced")  # a setting that was local leaves '' behind, which is no trace
-    rows = dict(await db.fetch("select key, traceparent from outbox.event where key like '%traced'"))
-    assert rows == {"traced": trace, "not traced": None}
+    rows = await db.fetch("select key, traceparent from outbox.event where key like '%traced'")
+    assert {key: traceparent for key, traceparent in rows} == {"traced": trace, "not traced": None}
 
 
 async def test_a_writer_needs_no_privilege_on_the_tables(db: asyncpg.Connection) -> None:
@@ -168,9 +170,7 @@ async def test_an_event_inserted_by_hand_is_rung_for_by_hand(
     assert heard == [("outbox", ""), ("fence", "")]
 
 
-async def test_nobody_falls_asleep_while_a_silent_writer_is_in_flight(
-    db: asyncpg.Connection, connect: Connect
-) -> None:
+async def test_nobody_falls_asleep_while_a_silent_writer_is_in_flight(db: asyncpg.Connection, connect: Connect) -> None:
     sleeper = await connect()
     async with db.transaction():
         await send_one(db, "7")
@@ -198,7 +198,7 @@ async def test_a_second_sleeper_is_guarded_by_the_first_while_that_one_lives(con
     await first.close()
 
     async def arms() -> bool:
-        return await third.fetchval("select outbox.arm()") == "armed"
+        return bool(await third.fetchval("select outbox.arm() = 'armed'"))
 
     await eventually(arms)  # a backend goes a moment after its client
 

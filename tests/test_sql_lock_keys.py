@@ -88,9 +88,7 @@ async def test_the_same_key_of_another_topic_has_another_lock(db: asyncpg.Connec
 
 
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
-async def test_a_snapshot_that_may_be_older_than_the_locks_is_refused(
-    db: asyncpg.Connection, isolation: str
-) -> None:
+async def test_a_snapshot_that_may_be_older_than_the_locks_is_refused(db: asyncpg.Connection, isolation: str) -> None:
     with refused("RC001", "isolation level read committed"):
         async with db.transaction(isolation=isolation):  # type: ignore[arg-type]  # a literal, parametrised
             await db.execute(LOCK, "t", ["a"])

@@ -20,52 +20,53 @@ async def call(db: asyncpg.Connection, name: str = "app.recalculate_it", keys: s
         return await db.fetchval(f"select outbox.recalculate('t', {keys})")
 
 
-@pytest.mark.parametrize(
-    ("definition", "returned"),
-    [
-        (
-            "procedure app.recalculate_it(in p_keys text[], inout p_changed_keys text[] default null) "
-            "language plpgsql as 'begin p_changed_keys := p_keys[1:1]; end'",
-            ["a"],
-        ),
-        (
-            "procedure app.recalculate_it(in p_keys text[], inout p_changed_keys text[]) "
-            "language plpgsql as 'begin p_changed_keys := p_keys[1:1]; end'",
-            ["a"],
-        ),
-        ("function app.recalculate_it(p_keys text[]) returns text[] language sql as 'select p_keys[2:2]'", ["b"]),
-        ("function app.recalculate_it(p_keys text[], out c text[]) language sql as 'select p_keys[2:2]'", ["b"]),
-        ("procedure app.recalculate_it(in p_keys text[]) language plpgsql as 'begin null; end'", None),
-        ("function app.recalculate_it(p_keys text[]) returns void language plpgsql as 'begin null; end'", None),
-    ],
-    ids=["procedure", "procedure without default", "function", "function with out", "silent procedure", "void function"],
-)
+SERVE = {
+    "procedure (in p_keys text[], inout p_changed_keys text[] default null)": ("p_changed_keys := p_keys[1:1];", ["a"]),
+    "procedure (in p_keys text[], inout p_changed_keys text[])": ("p_changed_keys := p_keys[1:1];", ["a"]),
+    "procedure (in p_keys text[])": ("", None),
+    "function (p_keys text[]) returns text[]": ("return p_keys[2:2];", ["b"]),
+    "function (p_keys text[], out p_changed_keys text[])": ("p_changed_keys := p_keys[2:2];", ["b"]),
+    "function (p_keys text[]) returns void": ("", None),
+}
+
+
+def creation(signature: str, body: str = "") -> str:
+    """Return the statement that creates app.recalculate_it with this signature."""
+    kind, _, rest = signature.partition(" ")
+    return f"create {kind} app.recalculate_it{rest} language plpgsql as $$ begin {body} end $$"
+
+
+@pytest.mark.parametrize(("signature", "body", "returned"), [(each, *SERVE[each]) for each in SERVE], ids=SERVE)
 async def test_a_routine_that_serves_is_accepted_and_called(
-    db: asyncpg.Connection, definition: str, returned: list[str] | None
+    db: asyncpg.Connection, signature: str, body: str, returned: list[str] | None
 ) -> None:
-    await db.execute(f"create {definition}")
+    await db.execute(creation(signature, body))
     assert await call(db) == returned
 
 
-REFUSED = {
-    "missing": "select",
-    "a stable function": "create function app.recalculate_it(p_keys text[]) returns text[] stable language sql as 'select p_keys'",
-    "an immutable function": "create function app.recalculate_it(p_keys text[]) returns text[] immutable language sql as 'select p_keys'",
-    "one key at a time": "create function app.recalculate_it(p_key text) returns text[] language sql as 'select null::text[]'",
-    "ids that are no text": "create procedure app.recalculate_it(in p_keys bigint[]) language plpgsql as 'begin null; end'",
-    "a set": "create function app.recalculate_it(p_keys text[]) returns setof text language sql as 'select null'",
-    "a count": "create function app.recalculate_it(p_keys text[]) returns bigint language sql as 'select 1'",
-    "another inout": "create procedure app.recalculate_it(in p_keys text[], inout n bigint) language plpgsql as 'begin null; end'",
-    "a second in": "create procedure app.recalculate_it(in p_keys text[], in p_more text[]) language plpgsql as 'begin null; end'",
-    "inout keys": "create procedure app.recalculate_it(inout p_keys text[]) language plpgsql as 'begin null; end'",
-    "variadic": "create function app.recalculate_it(variadic p_keys text[]) returns text[] language sql as 'select null::text[]'",
-    "no parameters": "create procedure app.recalculate_it() language plpgsql as 'begin null; end'",
+REFUSED = [
+    "function (p_keys text[]) returns text[] stable",
+    "function (p_keys text[]) returns text[] immutable",
+    "function (p_key text) returns text[]",
+    "function (p_keys text[]) returns setof text",
+    "function (p_keys text[]) returns bigint",
+    "function (variadic p_keys text[]) returns text[]",
+    "procedure (in p_keys bigint[])",
+    "procedure (in p_keys text[], inout p_count bigint)",
+    "procedure (in p_keys text[], in p_more text[])",
+    "procedure (inout p_keys text[])",
+    "procedure ()",
+]
+OTHER_THINGS = {
+    "nothing": "select",
     "an aggregate": "create aggregate app.recalculate_it(text[]) (sfunc = array_cat, stype = text[])",
     "a table": "create table app.recalculate_it ()",
 }
 
 
-@pytest.mark.parametrize("definition", REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(
+    "definition", [*map(creation, REFUSED), *OTHER_THINGS.values()], ids=[*REFUSED, *OTHER_THINGS.keys()]
+)
 async def test_any_other_is_refused_with_the_signature_it_should_have(db: asyncpg.Connection, definition: str) -> None:
     await db.execute(definition)
     signature = "procedure app.recalculate_it(in p_keys text[], inout p_changed_keys text[])"

@@ -130,7 +130,9 @@ async def test_without_history_no_row_is_written_and_no_partition_needed(db: asy
 
 
 async def partitions(db: asyncpg.Connection) -> list[str]:
-    rows = await db.fetch("select relname from pg_class where relispartition and relname like 'batch_2%' and relkind = 'r'")
+    rows = await db.fetch(
+        "select relname from pg_class where relispartition and relname like 'batch_2%' and relkind = 'r'"
+    )
     return sorted(row["relname"] for row in rows)
 
 

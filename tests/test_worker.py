@@ -170,7 +170,9 @@ async def test_a_key_that_exceeds_the_databases_transaction_timeout_does_not_sto
     if db.get_server_version().major < 17:
         pytest.skip("transaction_timeout came with PostgreSQL 17")
     await if_bad(db, "perform pg_sleep(60);", retry_base_s=1)
-    await db.execute("do $$ begin execute format('alter database %I set transaction_timeout = 300', current_database()); end $$")
+    await db.execute(
+        "do $$ begin execute format('alter database %I set transaction_timeout = 300', current_database()); end $$"
+    )
     await enqueue(db, "t", *CROWD)
 
     async def others_are_done() -> bool:
@@ -328,14 +330,17 @@ async def test_a_backlog_of_one_topic_does_not_hold_up_the_others(db: asyncpg.Co
     await enqueue(db, "u", "k")
     async with on_duty(prompt):
         await until_empty(db)
-    last = dict(await db.fetch("select topic, max(call) from ledger.done group by topic"))
+    rows = await db.fetch("select topic, max(call) from ledger.done group by topic")
+    last = {topic: call for topic, call in rows}
     assert last["u"] <= 3
     assert last["v"] <= 6
     assert last["t"] == 53
 
 
 async def test_workers_share_a_backlog_and_do_no_key_twice(db: asyncpg.Connection, settings: Settings) -> None:
-    await db.execute("do $$ begin execute format('alter database %I set ledger.gate = dawdle', current_database()); end $$")
+    await db.execute(
+        "do $$ begin execute format('alter database %I set ledger.gate = dawdle', current_database()); end $$"
+    )
     await make_topic(db, "t", "perform ledger.stop_at_gate(); perform pg_sleep(0.002);", batch_keys=20)
     await enqueue(db, "t", *CROWD)
     async with on_duty(impatient(settings, workers=4)):
@@ -378,7 +383,7 @@ async def test_a_worker_that_is_ended_at_work_does_its_batch_again_and_charges_n
     await gate.execute(f"select pg_advisory_lock({GATE})")
 
     async def all_are_suspected() -> bool:
-        return await db.fetchval("select count(*) from outbox.suspect") == 500
+        return bool(await db.fetchval("select count(*) = 500 from outbox.suspect"))
 
     async with on_duty(prompt):
         await enqueue(db, "t", *CROWD)

@@ -123,7 +123,11 @@ class Account:
         done = self.recalculated
         return {
             "problems": self.problems,
-            "writes": asdict(self.wrote) | {"rate_per_s": round(self.wrote.rate_per_s, 1)},
+            "writes": self.wrote.write_count,
+            "unchanged_writes": self.wrote.unchanged_count,
+            "failed_writes": self.wrote.failed,
+            "seconds": self.wrote.seconds,
+            "writes_per_s": round(self.wrote.rate_per_s, 1),
             "events": done.event_count,
             "recalculations": done.recalculation_count,
             "batches": done.batch_count,

@@ -65,11 +65,11 @@ async def _play(scenario: Scenario, screen: Screen) -> Account:
     with Stage() as stage:
         quiet = {} if "log_level" in stage.settings.model_fields_set else {"log_level": "warning"}
         telemetry.configure(stage.settings.model_copy(update=quiet))
-        with screen.step(f"starting PostgreSQL {stage.server.version}"):
+        with screen.step(f"PostgreSQL {stage.server.version}"):
             stage.start_server()
         async with connection(stage.settings, application_name="recalcd demo", read_write=True) as opened:
             topic = await _prepare(opened, scenario, screen)
-            with screen.step("starting the daemon"):
+            with screen.step("daemon"):
                 await stage.start_daemon(opened)
             act = _act(opened, topic, stage, scenario, screen)
             account = await stage.daemon.while_alive(act)
@@ -81,9 +81,9 @@ async def _play(scenario: Scenario, screen: Screen) -> Account:
 
 
 async def _prepare(opened: asyncpg.Connection, scenario: Scenario, screen: Screen) -> Topic:
-    with screen.step("migrating"):
+    with screen.step("migrations"):
         await migrations.up(opened)
-    with screen.step("loading a sample school", sample_school.STEPS) as step:
+    with screen.step("sample school", sample_school.STEPS) as step:
         await sample_school.load(
             opened,
             students=scenario.students,
@@ -94,10 +94,10 @@ async def _prepare(opened: asyncpg.Connection, scenario: Scenario, screen: Scree
             advanced=step.advance,
         )
     topic = await find_topic(opened, TOPIC)
-    with screen.step("backfilling", scenario.students) as step:
-        tally = await Backfiller(opened, topic, advanced=step.advance).run()
-    if tally.failed or tally.left_count:
-        raise RecalcdError(f"The backfill failed for {len(tally.failed):,} pupils, and left {tally.left_count:,}.")
+    with screen.step("backfill", scenario.students) as step:
+        job = await Backfiller(opened, topic, advanced=step.advance).run()
+    if job.failed_count or job.skipped_count:
+        raise RecalcdError(f"The backfill failed for {job.failed_count:,} pupils, and left {job.skipped_count:,}.")
     return topic
 
 
@@ -107,7 +107,7 @@ async def _act(opened: asyncpg.Connection, topic: Topic, stage: Stage, scenario:
     pupil = work[0]
     before = await read_pupil(opened, pupil)
     writers = Writers(stage.settings, plan(work, scenario.write_count), scenario.rate_per_s)
-    with screen.step("writing feedback", scenario.write_count) as step:
+    with screen.step("live writes", scenario.write_count) as step:
         progress = await _write(opened, writers, step)
     verdict = await _verify(opened, topic, scenario, screen)
     return Account(
@@ -158,11 +158,11 @@ async def _look(opened: asyncpg.Connection) -> Progress:
 
 def _note(progress: Progress) -> str:
     return (
-        f"{progress.pending_count:,} events pending, {progress.recalculation_count:,} recalculations, "
+        f"{progress.pending_count:,} pending, {progress.recalculation_count:,} recalculated, "
         f"p50 {duration(progress.freshness_p50_s)}"
     )
 
 
 async def _verify(opened: asyncpg.Connection, topic: Topic, scenario: Scenario, screen: Screen) -> Verdict:
-    with screen.step("verifying every pupil", scenario.students) as step:
+    with screen.step("verify", scenario.students) as step:
         return await Verifier(opened, topic, advanced=step.advance).run()

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 LINE_EVERY_S = 2.0
-WHAT_WIDTH = 24
+WHAT_WIDTH = 14
+BAR_WIDTH = 8
+"""With these, the longest line fits a terminal of 80 columns."""
 
 
 class Step(Protocol):
@@ -43,14 +45,8 @@ class Screen:
     def _bar(self, what: str, total: int) -> Iterator[Step]:
         numbers = [MofNCompleteColumn()] if total > 1 else []
         note = TextColumn("{task.fields[note]}", style="dim")
-        bar = Progress(
-            TextColumn(what.ljust(WHAT_WIDTH)),
-            BarColumn(16),
-            *numbers,
-            TimeElapsedColumn(),
-            note,
-            console=self._console,
-        )
+        columns = [TextColumn(what.ljust(WHAT_WIDTH)), BarColumn(BAR_WIDTH), *numbers, note]
+        bar = Progress(*columns, console=self._console)
         with bar:
             shown = _Bar(bar, total)
             yield shown

@@ -1,9 +1,16 @@
 -- What waits, what fails and how fresh it is, per topic; topics that nobody registered, too, if events name them.
+-- An event is claimable unless its key is in backoff: such a one waits on purpose, and says nothing about our health.
 -- Freshness is that of the oldest event of each batch, the worst of it, over the last five minutes.
-with pending as (
-    select e.topic, count(*) as pending_events, count(distinct e.key) as pending_keys, min(e.enqueued_at) as oldest_at
+with by_key as (
+    select e.topic, e.key, count(*) as event_count, min(e.enqueued_at) as oldest_at
     from outbox.event as e
-    group by e.topic
+    group by e.topic, e.key
+), pending as (
+    select k.topic, sum(k.event_count)::bigint as pending_events, count(*) as pending_keys, min(k.oldest_at) as oldest_at,
+           min(k.oldest_at) filter (where f.key is null or f.next_attempt_at <= clock_timestamp()) as claimable_at
+    from by_key as k
+    left join outbox.failure as f on f.topic = k.topic and f.key = k.key
+    group by k.topic
 ), failing as (
     select f.topic,
            count(*) filter (where f.state = 'retrying') as retrying_keys,
@@ -25,6 +32,7 @@ select coalesce(t.topic, p.topic) as topic,
        coalesce(p.pending_events, 0)::bigint as pending_events,
        coalesce(p.pending_keys, 0)::bigint as pending_keys,
        extract(epoch from clock_timestamp() - p.oldest_at)::double precision as oldest_s,
+       extract(epoch from clock_timestamp() - p.claimable_at)::double precision as oldest_claimable_s,
        coalesce(f.retrying_keys, 0)::bigint as retrying_keys,
        coalesce(f.dead_keys, 0)::bigint as dead_keys,
        coalesce(d.event_count, 0)::bigint as event_count,

@@ -1,0 +1,108 @@
+"""What the commands that run a job have in common."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.errors import RecalcdError, UsageError
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from daemon.job_runner import Step
+    from daemon.jobs import Job
+    from daemon.keys import Topic
+    from daemon.settings import Settings
+
+keys_from_option = click.option(
+    "--keys-from", type=click.File("r", encoding="utf-8"), metavar="FILE", help="Keys, one on each line; - for stdin."
+)
+
+
+async def run_here(
+    opened: "asyncpg.Connection", settings: "Settings", job: "Job", *, as_json: bool, patience_s: float = 0.0
+) -> None:
+    """Run a job to its end in this process, print what became of it, and set the exit code."""
+    from daemon import jobs, render, render_jobs
+
+    async with jobs.holding(opened, job.job_id, patience_s=patience_s) as is_held:
+        if not is_held:
+            raise UsageError(f"Job {job.job_id} is being run by another process already; see `recalcd job list`.")
+        with _hinting(job):
+            ended = await _run(opened, settings, await jobs.find(opened, job.job_id))
+    click.echo(render.as_json(ended.as_json()) if as_json else render_jobs.outcome_text(ended))
+    if ended.failed_count or ended.state == "cancelled":
+        click.get_current_context().exit(1)
+
+
+async def _run(opened: "asyncpg.Connection", settings: "Settings", job: "Job") -> "Job":
+    from daemon.job_runner import JobRunner, pace_of
+    from daemon.keys import find_topic
+
+    topic = await find_topic(opened, job.topic)
+    step = await _step(opened, settings, job, topic)
+    pace = pace_of(job, topic, settings.batch_target_s)
+    with _bar(job) as (advanced, doing):
+        return await JobRunner(opened, job, step, pace, settings.batch_target_s, advanced, doing).run()
+
+
+async def _step(opened: "asyncpg.Connection", settings: "Settings", job: "Job", topic: "Topic") -> "Step":
+    from daemon.backfill import Backfiller
+    from daemon.replay import Replayer
+
+    if job.kind == "replay":
+        return Replayer(opened, topic)
+    backfiller = Backfiller(opened, topic, settings.history_days > 0)
+    await backfiller.prepare()
+    return backfiller
+
+
+@contextlib.contextmanager
+def _hinting(job: "Job") -> Iterator[None]:
+    """Say how to go on, whatever it is that ends the process before the job."""
+    try:
+        yield
+    except (Exception, asyncio.CancelledError):
+        click.echo(f"\njob {job.job_id} is interrupted; go on with: recalcd job resume {job.job_id}", err=True)
+        raise
+
+
+@contextlib.contextmanager
+def _bar(job: "Job") -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """Show the job's progress on stderr if that is a terminal, else one line that it began."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    name = f"job {job.job_id}, {job.kind}"
+    if not console.is_terminal:
+        click.echo(f"{name}: {job.key_count - job.done_count:,} keys of {job.topic} to do", err=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(), TextColumn("{task.fields[doing]}"), console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(name, total=job.key_count, completed=job.done_count, speed="", doing="")
+
+        def advanced(count: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=count, speed="" if speed is None else f"{speed:,.0f}/s")
+
+        yield advanced, lambda doing: bar.update(task, doing="" if doing == "working" else doing)
+
+
+def refuse_nobody(*, yes: bool, is_terminal: bool) -> None:
+    """Raise UsageError when there is nobody to ask."""
+    if not yes and not is_terminal:
+        raise UsageError(
+            "It asks before it starts, and there is nobody to ask: say --yes, or look first with --dry-run."
+        )
+
+
+def refuse_answer(question: str) -> None:
+    """Ask, on stderr. Raises RecalcdError for a no."""
+    if not click.confirm(question, err=True):
+        raise RecalcdError("Nothing was changed.")
