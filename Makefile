@@ -14,7 +14,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 SOUND := $(shell grep -qxF '$(CURDIR)' $(STAMP) 2>/dev/null && $(BIN)/python -c '' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format clean again
+.PHONY: help setup demo test bench docs lint format clean again
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -30,6 +30,9 @@ test: $(STAMP)  ## run the tests in parallel, with coverage
 
 bench: $(STAMP)  ## measure speed and memory against their targets
 	@exec $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: $(STAMP)  ## write docs/cli.md from the commands
+	@mkdir -p docs && $(BIN)/python -m daemon.manual > docs/cli.md
 
 lint: $(STAMP)  ## ruff and mypy, changing nothing
 	@$(BIN)/ruff check

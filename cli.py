@@ -9,7 +9,9 @@ import click
 from daemon import __version__
 from daemon.commands.backfill import backfill
 from daemon.commands.base import Commands
+from daemon.commands.completion import completion
 from daemon.commands.demo import demo
+from daemon.commands.doctor import doctor
 from daemon.commands.explain import explain
 from daemon.commands.failures import failures
 from daemon.commands.job import job
@@ -17,6 +19,7 @@ from daemon.commands.look import report, show_status
 from daemon.commands.migrate import migrate
 from daemon.commands.replay import replay
 from daemon.commands.serve import config, run
+from daemon.commands.tail import tail
 from daemon.commands.topic import topic
 from daemon.commands.verify import verify
 
@@ -53,9 +56,12 @@ for command in (
     report,
     explain,
     failures,
+    tail,
     topic,
+    doctor,
     migrate,
     config,
+    completion,
 ):
     main.add_command(command)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import backlog, floor, horizon, latency, machine, memory, neighbour, wake
+from benchmarks import backlog, burst, floor, horizon, latency, machine, memory, neighbour, wake
 from benchmarks.bench import SERVER_SETTINGS, Bench
 from benchmarks.figures import Part, Report
 from benchmarks.show import show
@@ -19,6 +19,7 @@ from daemon.embedded import INSTALLATIONS, embedded_postgres
 
 PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "backlog": backlog.measure,
+    "burst": burst.measure,
     "floor": floor.measure,
     "latency": latency.measure,
     "memory": memory.measure,
@@ -52,7 +53,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all measurements here."
 )
 def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_file: Path | None) -> None:
-    """Measure recalcd. Parts: backlog, floor, latency, memory, horizon, neighbour, wake; none means all.
+    """Measure recalcd. Parts: backlog, burst, floor, latency, memory, horizon, neighbour, wake; none means all.
 
     Exit: 0 every target was met, 1 one was missed.
     """

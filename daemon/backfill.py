@@ -1,7 +1,8 @@
 """`recalcd backfill`: recalculate keys because they exist, not because an event says so."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -22,6 +23,7 @@ from daemon.sql import statement
 
 HAND_OVER_KEYS = statement("hand_over_keys")
 CONTENTION_TRIES = 10
+PARTITIONS_S = 3600.0
 TARGET_S: float = Settings.model_fields["batch_target_s"].default
 
 
@@ -37,6 +39,7 @@ class Backfiller:
     keep_history: bool = True
     advanced: Callable[[int], None] = lambda _: None
     """Told of every number of keys that are done."""
+    _partitions_at: float = field(default=0.0, init=False)
 
     async def run(self, named: Sequence[str] = ()) -> Job:
         """Recalculate the named keys, or all that the topic lists, as a job of our own; return it as it ended."""
@@ -47,17 +50,12 @@ class Backfiller:
             self.connection, "backfill", self.topic, about, key_count=key_count, chunk_keys=chunk_keys
         )
         async with jobs.holding(self.connection, job.job_id):
-            await self.prepare()
             pace = pace_of(job, self.topic, TARGET_S)
             return await JobRunner(self.connection, job, self, pace, TARGET_S, self.advanced).run()
 
-    async def prepare(self) -> None:
-        """Make the history ready for what comes."""
-        if self.keep_history:
-            await prepare_history(self.connection, days_ahead=1)
-
     async def do(self, chunk: Chunk, note: Note) -> None:
         """Recalculate a chunk, but for keys that have an event. Raises asyncpg's errors when no key is to blame."""
+        await self._prepare_history()
         retrying = AsyncRetrying(
             wait=wait_random_exponential(multiplier=0.05, max=1),
             retry=retry_if_exception(_is_contention),
@@ -70,6 +68,12 @@ class Backfiller:
             if failure.blame in (Blame.SERVER, Blame.TOPIC):
                 raise failure.error from None
             await self._carefully(chunk, note, failure)
+
+    async def _prepare_history(self) -> None:
+        """Make the partitions, and again for the days that a long job sees."""
+        if self.keep_history and time.monotonic() >= self._partitions_at:
+            await prepare_history(self.connection, days_ahead=1)
+            self._partitions_at = time.monotonic() + PARTITIONS_S
 
     async def _at_once(self, chunk: Chunk, note: Note) -> None:
         """Recalculate the chunk and move the cursor, in one transaction."""

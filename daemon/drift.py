@@ -59,9 +59,9 @@ class DriftStatus:
         """Say what is wrong, if anything."""
         if not self.drifted_keys:
             return []
+        keys = "1 key has" if self.drifted_keys == 1 else f"{self.drifted_keys:,} keys have"
         return [
-            f"{self.topic}: {self.drifted_keys:,} keys have drifted (recalcd verify --topic {self.topic} shows and "
-            "--repair mends them)"
+            f"{self.topic}: {keys} drifted (recalcd verify --topic {self.topic} shows it, with --repair it mends it)"
         ]
 
 

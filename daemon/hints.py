@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 TRAIL_S = 2.0
 """How far the low-water mark trails the claims: ids become visible out of order (measured: design.md, The claim)."""
 SWEEP_S = 5.0
-"""How often a claim looks below the mark, for events that became visible late."""
+"""How often to look below the mark, for events that became visible late; at most twice that under load."""
 MOST_KEYS = 1000
 
 
@@ -27,14 +27,17 @@ class Hints:
         """Size batches to take batch_target_s seconds."""
         self._batch_target_s = batch_target_s
         self._topics: defaultdict[str, TopicHints] = defaultdict(TopicHints)
+        self._most_keys = MOST_KEYS
         self._sweep_at = 0.0
+        self._swept_at = 0.0
 
     def for_claim(self, now: float) -> dict[str, dict[str, object]]:
-        """Return what outbox.claim takes; every SWEEP_S without the marks."""
+        """Return what outbox.claim takes; without the marks when a sweep was asked for, or is long overdue."""
         sweeping = now >= self._sweep_at
         if sweeping:
-            self._sweep_at = now + SWEEP_S
-        return {topic: self._of(hints, now, sweeping=sweeping) for topic, hints in self._topics.items()}
+            self._swept_at, self._sweep_at = now, now + 2 * SWEEP_S
+        topics = {topic: self._of(hints, now, sweeping=sweeping) for topic, hints in self._topics.items()}
+        return topics | {"": {"keys": self._most_keys}}
 
     @staticmethod
     def _of(hints: TopicHints, now: float, *, sweeping: bool) -> dict[str, object]:
@@ -49,6 +52,16 @@ class Hints:
     def sweep(self) -> None:
         """Make the next claim look below the marks."""
         self._sweep_at = 0.0
+
+    def found_nothing(self, now: float) -> bool:
+        """Hear that a claim above the marks found nothing; tell whether it is time to look below them, too.
+
+        New events go first: while the horizon is pinned a sweep takes long, and would keep them waiting.
+        """
+        if now < self._swept_at + SWEEP_S:
+            return False
+        self.sweep()
+        return True
 
     def claimed(self, topic: str, head_event_id: int | None, now: float) -> None:
         """Remember how far the head was taken."""
@@ -70,12 +83,17 @@ class Hints:
         limit = hints.keys or MOST_KEYS
         if seconds > self._batch_target_s:
             hints.keys = max(1, min(limit, int(key_count * self._batch_target_s / seconds)))
-        elif hints.keys is not None and is_full and seconds < self._batch_target_s / 2:
+        elif is_full and seconds < self._batch_target_s / 2:
             hints.keys = min(2 * limit, MOST_KEYS)
+            self._most_keys = min(2 * self._most_keys, MOST_KEYS)
 
     def halve(self, topic: str, key_count: int) -> None:
         """Ask for less: the batch was too much for the server."""
         self._topics[topic].keys = max(1, key_count // 2)
+
+    def halve_all(self) -> None:
+        """Ask for less of every topic: the server could not even bear the locks."""
+        self._most_keys = max(1, self._most_keys // 2)
 
     def skip(self, topic: str, until: float) -> None:
         """Leave the topic alone until then."""

@@ -11,7 +11,7 @@ import asyncpg
 
 from daemon import telemetry
 from daemon.database import DATABASE_ERRORS, one_row
-from daemon.jobs import Job, find
+from daemon.jobs import END_JOB, Job, find
 from daemon.keys import Topic
 from daemon.pace import Pace
 from daemon.redaction import error_facts
@@ -22,7 +22,6 @@ BEGIN_JOB = statement("begin_job")
 WATCH_JOB = statement("watch_job")
 LIST_JOB_KEYS = statement("list_job_keys")
 ADVANCE_JOB = statement("advance_job")
-END_JOB = statement("end_job")
 NOTE_JOB_ERROR = statement("note_job_error")
 LOOK_S = 0.1
 """How soon a pause that ends, or live events that are done, are noticed."""

@@ -19,6 +19,7 @@ from daemon.sql import statement
 CREATE_JOB = statement("create_job")
 LIST_JOBS = statement("list_jobs")
 CHANGE_JOB = statement("change_job")
+END_JOB = statement("end_job")
 HOLD_JOB = statement("hold_job")
 RELEASE_JOB = statement("release_job")
 MEASURE_RECALCULATIONS = statement("measure_recalculations")
@@ -110,6 +111,8 @@ async def change(connection: asyncpg.Connection, job_id: int, state: State, *, d
     """Pause, resume or cancel a job; return it as it was. Raises UsageError when there is none, or it has ended."""
     job = await find(connection, job_id)
     if job.ended_at is None and (dry_run or await connection.fetchval(CHANGE_JOB, job_id, state)):
+        if state == "cancelled" and not dry_run:
+            await connection.execute(END_JOB, job_id)
         return job
     ended = await find(connection, job_id)
     raise UsageError(f"Job {job_id} is {ended.state}: there is nothing left to pause, resume or cancel.")

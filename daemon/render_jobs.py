@@ -68,8 +68,9 @@ def outcome_text(job: Job) -> str:
 
 def plan_text(verb: str, topic: str, key_count: int, seconds: float | None) -> str:
     """Say how many keys it is about, and how long it takes."""
-    takes = f"about {duration(seconds)}" if seconds is not None else "nobody knows how long: the history is empty"
-    return f"{verb} {key_count:,} keys of {topic}; recalculating them takes {takes}"
+    told = "the history does not tell how long that takes"
+    takes = told if seconds is None else f"recalculating them takes about {duration(seconds)}"
+    return f"{verb} {key_count:,} keys of {topic}; {takes}"
 
 
 def _keys(job: Job) -> str:

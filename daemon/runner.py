@@ -10,6 +10,7 @@ import asyncpg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from daemon import __version__, systemd, telemetry
+from daemon.auditor import Auditor
 from daemon.database import CONNECTION_ERRORS, DATABASE_ERRORS, connection, one_row
 from daemon.doorbell import LOOK, Activity, Alarm, Doorbell
 from daemon.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
@@ -71,6 +72,8 @@ class Crew:
         background = [self._doorbell.listen(), self._doorbell.poll(), self._housekeeper.run()]
         if drain:
             background.append(self._watch_drain())
+        elif self._shared.settings.verify_keys_per_minute:
+            background.append(Auditor(self._shared.settings).run())
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in background]
             working = {group.create_task(worker.run()): worker for worker in self._workers}

@@ -8,6 +8,7 @@ import asyncpg
 
 from daemon.errors import UsageError
 from daemon.keys import Topic
+from daemon.redaction import error_facts
 from daemon.sql import statement
 
 COUNT_PART = statement("count_part")
@@ -69,7 +70,8 @@ async def count(connection: asyncpg.Connection, topic: Topic, scope: Scope) -> i
     except asyncpg.PostgresError as error:
         if error.sqlstate not in _NO_SUCH_PART:
             raise
-        raise UsageError(f"{str(error).capitalize()}. {getattr(error, 'hint', None) or ''}".rstrip()) from None
+        said = error_facts(error).message
+        raise UsageError(f"{said[0].upper()}{said[1:]}. {getattr(error, 'hint', None) or ''}".rstrip()) from None
 
 
 async def refuse_unknown(connection: asyncpg.Connection, topic: Topic, keys: Sequence[str]) -> None:

@@ -70,6 +70,10 @@ class Settings(BaseSettings):
 
     history_days: int = Field(3, ge=0, le=3650, description="days that outbox.batch keeps; 0: no history")
 
+    verify_keys_per_minute: int = Field(
+        0, ge=0, le=30_000, description="keys that the daemon verifies in the background; 0: none"
+    )
+
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         "info", description="least important events to log"
     )

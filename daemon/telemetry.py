@@ -54,7 +54,9 @@ JOB_ADVANCED = "job.advanced"
 JOB_ENDED = "job.ended"
 VERIFY_STARTED = "verify.started"
 VERIFY_DRIFTED = "verify.drifted"
+VERIFY_FAILED = "verify.failed"
 VERIFY_FINISHED = "verify.finished"
+AUDIT_FAILED = "audit.failed"
 
 log: FilteringBoundLogger = structlog.get_logger()
 

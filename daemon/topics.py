@@ -33,6 +33,7 @@ class Entry:
     retry_max_s: int
     batch_keys: int
     statement_timeout_s: int
+    describe: str | None
     paused_at: datetime | None
     paused_reason: str | None
 
@@ -48,6 +49,7 @@ class Changes:
     retry_max_s: int | None = None
     batch_keys: int | None = None
     statement_timeout_s: int | None = None
+    describe: str | None = None
 
     @property
     def is_nothing(self) -> bool:
@@ -108,6 +110,7 @@ async def _set(connection: asyncpg.Connection, name: str, changes: Changes) -> N
             changes.retry_max_s,
             changes.batch_keys,
             changes.statement_timeout_s,
+            changes.describe,
         )
     except asyncpg.CheckViolationError as error:
         raise UsageError(

@@ -115,7 +115,7 @@ class Worker:
             self.has_batch_in_hand = False
         self._contended = 0
         if batch is None:
-            return False
+            return self._shared.hints.found_nothing(time.monotonic())
         self._after = batch.claim.topic
         self._report(batch)
         self._remember(batch, time.monotonic() - started)
@@ -168,6 +168,8 @@ class Worker:
         self._shared.hints.forget_marks()
         if isinstance(error, CallFailed) and error.vanished and error.claim is not self._marked:
             self._vanished = error.claim
+        elif blame(sqlstate_of(error)) is Blame.SIZE:
+            self._shared.hints.halve_all()
         if sqlstate_of(error) == _NO_PARTITION:
             self._shared.housekeeping.set()
 

@@ -24,8 +24,8 @@ def size(hints: Hints) -> object:
     return hints.for_claim(0)[T]["keys"]
 
 
-def test_of_unknown_topics_there_are_no_hints() -> None:
-    assert Hints(1.0).for_claim(0) == {}
+def test_of_unknown_topics_there_are_no_hints_but_the_most_keys_of_any() -> None:
+    assert Hints(1.0).for_claim(0) == {"": {"keys": MOST_KEYS}}
 
 
 def test_the_mark_trails_the_claims(hints: Hints) -> None:
@@ -47,11 +47,21 @@ def test_a_claim_without_a_head_moves_no_mark(hints: Hints) -> None:
     assert above(hints, TRAIL_S) == 0
 
 
-def test_now_and_then_a_claim_sweeps_below_the_mark(hints: Hints) -> None:
+def test_when_a_claim_finds_nothing_the_next_one_sweeps_if_it_is_time(hints: Hints) -> None:
     hints.claimed(T, 100, now=0)
+    assert not hints.found_nothing(SWEEP_S - 0.1)
     assert above(hints, SWEEP_S - 0.1) == 100
+    assert hints.found_nothing(SWEEP_S)
     assert above(hints, SWEEP_S) == 0
+    assert not hints.found_nothing(SWEEP_S)
     assert above(hints, SWEEP_S) == 100
+
+
+def test_new_events_go_before_a_sweep_but_not_for_ever(hints: Hints) -> None:
+    hints.claimed(T, 100, now=0)
+    assert above(hints, 2 * SWEEP_S - 0.1) == 100
+    assert above(hints, 2 * SWEEP_S) == 0
+    assert above(hints, 2 * SWEEP_S) == 100
 
 
 def test_the_next_claim_sweeps_when_told_to(hints: Hints) -> None:
@@ -101,6 +111,16 @@ def test_too_much_for_the_server_is_halved_down_to_one(hints: Hints) -> None:
         hints.halve(T, key_count)
         sizes.append(key_count := int(str(size(hints))))
     assert sizes == [5, 2, 1, 1, 1]
+
+
+def test_when_the_server_can_not_bear_the_locks_all_topics_ask_for_less_until_it_can_again(hints: Hints) -> None:
+    for _ in range(12):
+        hints.halve_all()
+    assert hints.for_claim(0)[""] == {"keys": 1}
+    hints.took(T, 1, seconds=0.1, is_full=True)
+    assert hints.for_claim(0)[""] == {"keys": 2}
+    hints.took(T, 2, seconds=0.1, is_full=False)
+    assert hints.for_claim(0)[""] == {"keys": 2}
 
 
 def test_a_topic_is_left_alone_until_its_time(hints: Hints) -> None:

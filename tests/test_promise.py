@@ -185,7 +185,7 @@ async def test_daemons_that_are_killed_at_work_are_succeeded_without_a_loss(
     assert await audit(ledger) == []
     assert await failures(ledger) == {}
     states = await ledger.fetch("select state, count(*) from outbox.daemon group by state")
-    assert {state: count for state, count in states} == {"vanished": 2, "stopped": 1}
+    assert {row["state"]: row["count"] for row in states} == {"vanished": 2, "stopped": 1}
 
 
 async def test_the_report_application_keeps_the_promise_too(

@@ -97,7 +97,7 @@ async def test_the_trace_context_comes_from_the_setting(db: asyncpg.Connection, 
         await send(db, "traced")
     await send(db, "not traced")  # a setting that was local leaves '' behind, which is no trace
     rows = await db.fetch("select key, traceparent from outbox.event where key like '%traced'")
-    assert {key: traceparent for key, traceparent in rows} == {"traced": trace, "not traced": None}
+    assert {row["key"]: row["traceparent"] for row in rows} == {"traced": trace, "not traced": None}
 
 
 async def test_a_writer_needs_no_privilege_on_the_tables(db: asyncpg.Connection) -> None:

@@ -192,7 +192,7 @@ def test_the_level_decides_what_is_logged_and_a_reload_changes_it(
 def test_no_secret_passes_through_the_log(configure: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     telemetry.log.warning(
-        telemetry.DATABASE_LOST,
+        telemetry.LISTENER_LOST,
         dsn=SECRET,
         url=f"postgresql://u:{SECRET}@db/x",
         nested={"tried": [f"password={SECRET}"]},

@@ -40,7 +40,9 @@ def test_an_absolute_time_is_utc_unless_it_says_otherwise(text: str, moment: dat
     assert resolve(parse_moment(text), NOW) == moment
 
 
-@pytest.mark.parametrize("text", ["", " ", "yesterday", "2", "h", "-2h", "2 h", "2h ago", "30m1h", "2026-13-01", "1.5h"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "yesterday", "2", "h", "-2h", "2 h", "2h ago", "30m1h", "2026-13-01", "1.5h"]
+)
 def test_anything_else_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match="is no time; write 2h"):
         parse_moment(text)

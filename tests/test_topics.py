@@ -55,6 +55,7 @@ async def test_list_shows_settings_and_json_has_the_columns_as_keys(recalcd: Rec
         "retry_max_s": 3600,
         "batch_keys": 500,
         "statement_timeout_s": 30,
+        "describe": None,
         "paused_at": None,
         "paused_reason": None,
     }

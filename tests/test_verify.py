@@ -6,7 +6,7 @@ import random
 
 import asyncpg
 import pytest
-from engine import LEDGER, enqueue, make_ledger, make_topic, on_duty, record
+from engine import LEDGER, drain, enqueue, make_ledger, make_topic, on_duty, record
 from school import ALL, School, found
 from servers import Connect
 from typed import Recalcd, recalcd_on
@@ -154,15 +154,14 @@ async def test_a_key_that_owes_a_failed_recalculation_is_not_judged(db: asyncpg.
     assert (verifier.verdict.checked_count, list(verifier.verdict.failed)) == (1, ["bad"])
 
 
-async def test_a_recalculation_by_event_takes_a_key_off_the_list(db: asyncpg.Connection, settings: Settings) -> None:
+async def test_a_recalculation_by_event_takes_a_key_off_the_list(db: asyncpg.Connection) -> None:
     await make_ledger(db)
     await db.execute("insert into ledger.entry (account, amount) values ('a', 5)")
     topic = await find_topic(db, LEDGER)
     await Verifier(db, topic).run(["a"])
     assert await db.fetchval("select count(*) from outbox.drift") == 1
     await enqueue(db, LEDGER, "a")
-    async with on_duty(settings, drain=True):
-        pass
+    await drain(db)
     assert await db.fetchval("select count(*) from outbox.drift") == 0
 
 

@@ -1,4 +1,4 @@
-"""A daemon at work, and what it does with batches that fail. The procedures misbehave as procedures do."""
+"""A daemon at work: topics that wait or break, connections that are lost, workers that share."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +10,11 @@ import structlog
 from engine import (
     GATE,
     asleep,
-    call_count,
     done,
     enqueue,
     events_of,
     failures,
     impatient,
-    make_due,
     make_ledger,
     make_topic,
     numbered,
@@ -35,14 +33,6 @@ from daemon import telemetry
 from daemon.settings import Settings
 
 CROWD = numbered(500)
-BAD = "k250"
-VANISHED = """
-    insert into outbox.daemon (daemon_id, host, pid, version, state, backend_pid, backend_started_at, ended_at)
-    values (gen_random_uuid(), 'host', 1, '0', 'vanished', 1, now(), clock_timestamp())
-"""
-"""A daemon that vanished just now: whoever finds it writes down what it is about to call."""
-
-REST = [key for key in CROWD if key != BAD]
 
 
 @pytest.fixture
@@ -59,188 +49,6 @@ def prompt(settings: Settings) -> Settings:
 @pytest.fixture(autouse=True)
 async def ledger(db: asyncpg.Connection) -> None:
     await make_ledger(db)
-
-
-async def if_bad(db: asyncpg.Connection, trouble: str, **options: int) -> None:
-    await make_topic(db, "t", f"if '{BAD}' = any (p_keys) then {trouble} end if;", **options)
-
-
-async def test_a_poison_key_delays_500_others_by_a_few_halves(
-    db: asyncpg.Connection, prompt: Settings, logged: list[Any]
-) -> None:
-    await if_bad(db, "raise 'poison' using detail = 'why', hint = 'what to do';")
-    await enqueue(db, "t", *CROWD, BAD)
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert await done(db, "t") == REST
-    assert await call_count(db) <= 1 + 2 * 9  # the batch, then two halves each time: 2^9 > 500
-    row = (await failures(db))[BAD]
-    assert (row["attempts"], row["event_count"], row["state"]) == (1, 2, "retrying")
-    assert (row["sqlstate"], row["message"], row["detail"], row["hint"]) == ("P0001", "poison", "why", "what to do")
-    assert "RAISE" in row["context"]
-    (told,) = events_of(logged, telemetry.KEY_FAILED)
-    assert (told["key"], told["sqlstate"], told["will_retry"]) == (BAD, "P0001", True)
-
-
-async def test_a_mended_key_recovers_when_it_falls_due(db: asyncpg.Connection, prompt: Settings) -> None:
-    await if_bad(db, "raise 'poison';", retry_base_s=1)
-    await enqueue(db, "t", BAD)
-    async with on_duty(prompt):
-        await until_empty(db)
-        await make_topic(db, "t", retry_base_s=1)
-
-        async def is_mended() -> bool:
-            return not await failures(db)
-
-        await eventually(is_mended)  # by its own backoff: nobody rings
-    assert await done(db, "t") == [BAD]
-
-
-async def test_a_key_dies_when_its_attempts_are_used_up(
-    db: asyncpg.Connection, prompt: Settings, logged: list[Any]
-) -> None:
-    await if_bad(db, "raise 'poison';", max_attempts=3, retry_base_s=1)
-
-    async def is_dead() -> bool:
-        await make_due(db)
-        return [row["state"] for row in (await failures(db)).values()] == ["dead"]
-
-    async with on_duty(impatient(prompt, poll_interval_s=0.05)):
-        await enqueue(db, "t", BAD)
-        await eventually(is_dead)
-        await enqueue(db, "t", BAD)
-        await until_empty(db)
-        await eventually(is_dead)
-    assert (await failures(db))[BAD]["attempts"] == 4
-    assert [each["key"] for each in events_of(logged, telemetry.KEY_DIED)] == [BAD, BAD]
-
-
-async def test_a_key_that_hangs_is_stopped_by_the_statement_timeout(db: asyncpg.Connection, prompt: Settings) -> None:
-    await if_bad(db, "perform pg_sleep(60);", statement_timeout_s=1)
-    await enqueue(db, "t", *CROWD[245:255])
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert await done(db, "t") == [key for key in CROWD[245:255] if key != BAD]
-    assert await call_count(db) == 11  # one by one after a timeout: each half would cost another
-    assert (await failures(db))[BAD]["sqlstate"] == "57014"
-
-
-async def test_a_key_for_which_strange_keys_are_returned_is_the_guilty_one(
-    db: asyncpg.Connection, prompt: Settings
-) -> None:
-    await if_bad(db, "p_changed_keys := array['stranger'];")
-    await enqueue(db, "t", *CROWD)
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert await done(db, "t") == REST
-    assert (await failures(db))[BAD]["sqlstate"] == "RC005"
-
-
-async def test_a_procedure_that_commits_is_refused_by_postgres(db: asyncpg.Connection, prompt: Settings) -> None:
-    await make_topic(db, "t", "commit;")
-    await enqueue(db, "t", "k")
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert (await failures(db))["k"]["sqlstate"] == "2D000"
-
-
-async def test_a_key_that_kills_its_backend_is_dead_in_the_end_and_alone(
-    db: asyncpg.Connection, prompt: Settings
-) -> None:
-    await if_bad(db, "perform pg_terminate_backend(pg_backend_pid());", retry_base_s=1)
-    await enqueue(db, "t", *CROWD)
-
-    async def is_dead() -> bool:
-        await make_due(db)
-        return {row["state"] for row in (await failures(db)).values()} == {"dead"}
-
-    async with on_duty(impatient(prompt, poll_interval_s=0.05)):
-        await eventually(is_dead, timeout_s=30)
-        await until_empty(db)
-    row = (await failures(db))[BAD]
-    assert (len(await failures(db)), row["sqlstate"], row["attempts"]) == (1, "RC006", 3)
-    assert await done(db, "t") == REST
-    assert await db.fetchval("select array_agg(key) from outbox.suspect") == [BAD]
-
-
-async def test_a_key_that_exceeds_the_databases_transaction_timeout_does_not_stop_the_others(
-    db: asyncpg.Connection, prompt: Settings
-) -> None:
-    """Postgres ends the whole session then, so this is found as a killer is: by ever smaller company."""
-    if db.get_server_version().major < 17:
-        pytest.skip("transaction_timeout came with PostgreSQL 17")
-    await if_bad(db, "perform pg_sleep(60);", retry_base_s=1)
-    await db.execute(
-        "do $$ begin execute format('alter database %I set transaction_timeout = 300', current_database()); end $$"
-    )
-    await enqueue(db, "t", *CROWD)
-
-    async def others_are_done() -> bool:
-        return await pending(db) in ([], [BAD])
-
-    async with on_duty(impatient(prompt, poll_interval_s=0.05)):
-        await eventually(others_are_done, timeout_s=30)
-    assert await done(db, "t") == REST
-
-
-@pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03"])
-async def test_contention_for_one_key_lets_the_others_pass_and_charges_nobody(
-    db: asyncpg.Connection, prompt: Settings, sqlstate: str
-) -> None:
-    await if_bad(db, f"raise 'in use' using errcode = '{sqlstate}';")
-    await enqueue(db, "t", *CROWD)
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert await done(db, "t") == REST
-    row = (await failures(db))[BAD]
-    assert (row["attempts"], row["state"], row["sqlstate"]) == (0, "retrying", sqlstate)
-
-
-async def test_contention_that_passes_leaves_no_trace(db: asyncpg.Connection, prompt: Settings) -> None:
-    await if_bad(db, "if v_call < 3 then raise 'in use' using errcode = '40P01'; end if;")
-    await enqueue(db, "t", *CROWD)
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert await done(db, "t") == CROWD
-    assert await call_count(db) == 3  # all together each time
-    assert await failures(db) == {}
-
-
-async def test_the_servers_trouble_is_waited_out_and_charges_nobody(
-    db: asyncpg.Connection, prompt: Settings, logged: list[Any]
-) -> None:
-    await make_topic(db, "t", "if v_call < 6 then raise 'full' using errcode = '53100'; end if;")
-    await enqueue(db, "t", *CROWD)
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert await done(db, "t") == CROWD
-    assert await failures(db) == {}
-    assert [each["sqlstate"] for each in events_of(logged, telemetry.BATCH_RETRIED)] == ["53100"] * 5
-
-
-async def test_the_servers_trouble_convicts_nobody_even_when_a_daemon_vanished_lately(
-    db: asyncpg.Connection, prompt: Settings
-) -> None:
-    await make_topic(db, "t", "if v_call < 9 then raise 'full' using errcode = '53100'; end if;")
-    await enqueue(db, "t", "a", "b")
-    await db.execute(VANISHED)
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert await done(db, "t") == ["a", "b"]
-    assert await failures(db) == {}
-
-
-async def test_a_batch_too_large_for_the_server_is_halved_and_charges_nobody(
-    db: asyncpg.Connection, prompt: Settings
-) -> None:
-    await make_topic(
-        db, "t", "if cardinality(p_keys) > 100 then raise 'out of shared memory' using errcode = '53200'; end if;"
-    )
-    await enqueue(db, "t", *CROWD, *CROWD)
-    async with on_duty(prompt):
-        await until_empty(db)
-    assert set(await done(db, "t")) == set(CROWD)
-    assert await failures(db) == {}
 
 
 @pytest.fixture
@@ -331,7 +139,7 @@ async def test_a_backlog_of_one_topic_does_not_hold_up_the_others(db: asyncpg.Co
     async with on_duty(prompt):
         await until_empty(db)
     rows = await db.fetch("select topic, max(call) from ledger.done group by topic")
-    last = {topic: call for topic, call in rows}
+    last = {row["topic"]: row["max"] for row in rows}
     assert last["u"] <= 3
     assert last["v"] <= 6
     assert last["t"] == 53

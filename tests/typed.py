@@ -20,9 +20,9 @@ Recalcd = Callable[..., "asyncio.Future[Result]"]
 def recalcd_on(dsn: str) -> Recalcd:
     """Return what runs a command on a database, in a thread of its own: a command has an event loop of its own."""
 
-    def run(*arguments: str) -> "asyncio.Future[Result]":
+    def run(*arguments: str, stdin: str | None = None) -> "asyncio.Future[Result]":
         def invoke() -> Result:
-            return CliRunner().invoke(main, arguments, env={"RECALCD_DATABASE_URL": dsn})
+            return CliRunner().invoke(main, arguments, input=stdin, env={"RECALCD_DATABASE_URL": dsn})
 
         return asyncio.get_running_loop().run_in_executor(None, invoke)
 

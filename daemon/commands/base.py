@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
+from click.shell_completion import CompletionItem
 
 from daemon.errors import Blame, DatabaseUnavailable, RecalcdError, UsageError, blame
 
@@ -113,8 +114,33 @@ def confirm(warning: str, *, yes: bool) -> None:
         raise RecalcdError("Nothing was changed.")
 
 
+class TopicName(click.ParamType):
+    """A topic; the shell completes those that are registered."""
+
+    name = "topic"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002  # click's
+        found = asyncio.run(_topic_names(ctx.find_root().params))
+        return [CompletionItem(each) for each in found if each.startswith(incomplete)]
+
+
+async def _topic_names(command_line: Mapping[str, Any]) -> list[str]:
+    """Ask the database, if it answers at once; a completion has nowhere to complain."""
+    from daemon.database import DATABASE_ERRORS, connection
+    from daemon.keys import LIST_TOPICS
+    from daemon.settings import load
+
+    with contextlib.suppress(RecalcdError, *DATABASE_ERRORS):
+        settings = load(database_url=command_line.get("database_url")).model_copy(update={"connect_timeout_s": 1.0})
+        async with connection(settings, application_name="recalcd completion") as opened:
+            return [row["topic"] for row in await opened.fetch(LIST_TOPICS)]
+    return []
+
+
+TOPIC = TopicName()
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-topic_option = click.option("--topic", "topic_name", default="reports.student", show_default=True, help="Which kind.")
+topic_option = click.option("--topic", "topic_name", type=TOPIC, default="reports.student", show_default=True, help="Which kind.")
 key_option = click.option("--key", "keys", multiple=True, help="This key; may be repeated.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

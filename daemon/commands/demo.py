@@ -8,7 +8,7 @@ from daemon.commands.base import asynchronous, json_option
 from daemon.errors import UsageError
 
 
-@click.command()
+@click.command(epilog="Example: recalcd demo --students 500 --rate 50 --keep")
 @click.option("--students", type=click.IntRange(min=1), default=2000, show_default=True, help="Pupils to load.")
 @click.option("--groups", type=click.IntRange(min=1), default=60, show_default=True, help="Groups.")
 @click.option("--timeframes", type=click.IntRange(min=1), default=3, show_default=True, help="Timeframes, with `all`.")

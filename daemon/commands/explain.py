@@ -4,11 +4,11 @@ from typing import Any
 
 import click
 
-from daemon.commands.base import asynchronous, database, json_option
+from daemon.commands.base import TOPIC, asynchronous, database, json_option
 
 
 @click.command(epilog="Example: recalcd explain reports.student 0192f0c8-5d1c-7cc4-b3e4-2b6ad3b4a0ff")
-@click.argument("topic_name", metavar="TOPIC")
+@click.argument("topic_name", metavar="TOPIC", type=TOPIC)
 @click.argument("key")
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="Events and recalculations.")
 @json_option

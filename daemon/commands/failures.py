@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.commands.base import asynchronous, confirm, database, dry_run_option, json_option, yes_option
+from daemon.commands.base import TOPIC, asynchronous, confirm, database, dry_run_option, json_option, yes_option
 
 if TYPE_CHECKING:
     from daemon.failures import State
@@ -43,7 +43,7 @@ async def list_failures(
 
 
 @failures.command(epilog="Example: recalcd failures show reports.student 0192f0c8-5d1c-7cc4-b3e4-2b6ad3b4a0ff")
-@click.argument("topic_name", metavar="TOPIC")
+@click.argument("topic_name", metavar="TOPIC", type=TOPIC)
 @click.argument("key")
 @json_option
 @click.pass_obj
@@ -63,7 +63,7 @@ async def show(command_line: dict[str, Any], *, topic_name: str, key: str, as_js
 
 
 @failures.command(epilog="Example: recalcd failures drop reports.student 0192f0c8-5d1c-7cc4-b3e4-2b6ad3b4a0ff")
-@click.argument("topic_name", metavar="TOPIC")
+@click.argument("topic_name", metavar="TOPIC", type=TOPIC)
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
 @click.option("--dead", is_flag=True, help="All dead keys of the topic.")
 @yes_option

@@ -63,7 +63,7 @@ async def show_status(
         click.get_current_context().exit(1)
 
 
-@click.command()
+@click.command(epilog="Example: recalcd report group 0b9d2c1e-4f1a-4c63-9f2f-1f0c6f1f3a55 --timeframe Autumn")
 @click.argument("of", type=click.Choice(["student", "group", "cohort"]))
 @click.argument("about", metavar="ID", type=click.UUID)
 @click.option("--timeframe", default="all", show_default=True, help="Name or id.")

@@ -21,7 +21,7 @@ def migrate() -> None:
     """Bring the database to this release's tables and routines, and back."""
 
 
-@migrate.command()
+@migrate.command(epilog="Example: recalcd migrate up --set outbox --dry-run")
 @set_option
 @click.option("--to", metavar="VERSION", type=click.IntRange(min=1), help="Stop there. Needs --set.")
 @dry_run_option
@@ -33,7 +33,7 @@ def up(command_line: dict[str, Any], *, set_name: str | None, to: int | None, dr
     asyncio.run(_migrate(command_line, migrations.up, set_names=_names(set_name), to=to, dry_run=dry_run))
 
 
-@migrate.command()
+@migrate.command(epilog="Example: recalcd migrate down --set reports --to 1")
 @set_option
 @click.option("--to", metavar="VERSION", type=click.IntRange(min=0), default=0, help="Stop above it. Needs --set.")
 @click.option("--lose-events", is_flag=True, help="Even with events pending, or failed keys owed.")
@@ -71,7 +71,7 @@ async def _migrate(
         return await direction(opened, audience=audience, **arguments)
 
 
-@migrate.command()
+@migrate.command(epilog="Example: recalcd migrate status --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 @asynchronous
@@ -89,7 +89,7 @@ async def status(command_line: dict[str, Any], as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-@migrate.command()
+@migrate.command(epilog="Example: recalcd migrate dump > recalcd.sql")
 @set_option
 def dump(set_name: str | None) -> None:
     """Print one idempotent SQL file that psql, Supabase, dbmate or Flyway can run instead of `migrate up`."""

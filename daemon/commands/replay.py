@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from daemon.commands.base import asynchronous, database, dry_run_option, json_option, key_option, yes_option
+from daemon.commands.base import TOPIC, asynchronous, database, dry_run_option, json_option, key_option, yes_option
 from daemon.commands.running import keys_from_option
 from daemon.times import Moment, parse_moment
 
@@ -31,7 +31,7 @@ class MomentType(click.ParamType[Moment]):
 
 
 @click.command(epilog='Example: recalcd replay reports.student --dead --where sqlstate=22012 --since "2h"')
-@click.argument("topic_name", metavar="TOPIC")
+@click.argument("topic_name", metavar="TOPIC", type=TOPIC)
 @click.option("--dead", is_flag=True, help="Dead keys; with --since or --until, those that failed last in that time.")
 @key_option
 @keys_from_option

@@ -43,21 +43,19 @@ async def _run(opened: "asyncpg.Connection", settings: "Settings", job: "Job") -
     from daemon.keys import find_topic
 
     topic = await find_topic(opened, job.topic)
-    step = await _step(opened, settings, job, topic)
+    step = _step(opened, settings, job, topic)
     pace = pace_of(job, topic, settings.batch_target_s)
     with _bar(job) as (advanced, doing):
         return await JobRunner(opened, job, step, pace, settings.batch_target_s, advanced, doing).run()
 
 
-async def _step(opened: "asyncpg.Connection", settings: "Settings", job: "Job", topic: "Topic") -> "Step":
+def _step(opened: "asyncpg.Connection", settings: "Settings", job: "Job", topic: "Topic") -> "Step":
     from daemon.backfill import Backfiller
     from daemon.replay import Replayer
 
     if job.kind == "replay":
         return Replayer(opened, topic)
-    backfiller = Backfiller(opened, topic, settings.history_days > 0)
-    await backfiller.prepare()
-    return backfiller
+    return Backfiller(opened, topic, settings.history_days > 0)
 
 
 @contextlib.contextmanager
@@ -81,7 +79,7 @@ def _bar(job: "Job") -> Iterator[tuple[Callable[[int], None], Callable[[str], No
     if not console.is_terminal:
         click.echo(f"{name}: {job.key_count - job.done_count:,} keys of {job.topic} to do", err=True)
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(), TextColumn("{task.fields[doing]}"), console=console, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:

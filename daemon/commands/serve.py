@@ -11,7 +11,7 @@ import click
 from daemon.commands.base import json_option
 
 
-@click.command()
+@click.command(epilog="Example: recalcd run --drain")
 @click.option("--drain", is_flag=True, help="Work until nothing is pending, then stop.")
 @click.pass_obj
 def run(command_line: dict[str, Any], *, drain: bool) -> None:
@@ -23,7 +23,7 @@ def run(command_line: dict[str, Any], *, drain: bool) -> None:
     click.get_current_context().exit(asyncio.run(runner.run()))
 
 
-@click.command()
+@click.command(epilog="Example: recalcd config --json")
 @json_option
 @click.pass_obj
 def config(command_line: dict[str, Any], as_json: bool) -> None:

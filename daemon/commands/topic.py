@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from daemon.commands.base import asynchronous, confirm, database, dry_run_option, json_option, yes_option
+from daemon.commands.base import TOPIC, asynchronous, confirm, database, dry_run_option, json_option, yes_option
 
-name_argument = click.argument("name", metavar="TOPIC")
+name_argument = click.argument("name", metavar="TOPIC", type=TOPIC)
 
 
 def settings_options(command: Any) -> Any:
@@ -20,7 +20,12 @@ def settings_options(command: Any) -> Any:
         ("max-attempts", 100, "Failed recalculations of a key before it is dead."),
     ):
         command = click.option(f"--{name}", type=click.IntRange(1, most), help=what)(command)
-    return click.option("--list-keys", metavar="SCHEMA.NAME", help="Function that pages through all keys.")(command)
+    describe = click.option(
+        "--describe", metavar="SCHEMA.NAME", help="Function that shows a key's cached rows as jsonb."
+    )
+    return click.option("--list-keys", metavar="SCHEMA.NAME", help="Function that pages through all keys.")(
+        describe(command)
+    )
 
 
 @click.group("topic")

@@ -100,17 +100,16 @@ class Account:
         enqueued_count = wrote.write_count - wrote.unchanged_count - len(wrote.failed)
         first_error = wrote.failed[0] if wrote.failed else ""
         found = {
-            f"{len(wrote.failed):,} writes failed; the first: {first_error}": wrote.failed,
+            f"{len(wrote.failed):,} of {wrote.write_count:,} writes failed; the first: {first_error}": wrote.failed,
             "nothing was recalculated": not done.recalculation_count,
-            f"{self.pending_count:,} events are left": self.pending_count,
-            f"{self.failing_count:,} pupils owe a failed recalculation (outbox.failure)": self.failing_count,
-            f"{enqueued_count:,} events were written, but {done.event_count:,} taken": enqueued_count
-            != done.event_count,
-            f"{done.lost_count:,} writes were never recalculated": done.lost_count,
+            f"events left in the outbox: {self.pending_count:,}": self.pending_count,
+            f"pupils whose recalculation is owed (outbox.failure): {self.failing_count:,}": self.failing_count,
+            f"events written: {enqueued_count:,}, but taken: {done.event_count:,}": enqueued_count != done.event_count,
+            f"writes that were never recalculated: {done.lost_count:,}": done.lost_count,
             "the pupil's report is not fresh": not self.after["is_fresh"],
             "the pupil's report is as it was": self.after == self.before,
-            f"{len(verdict.drifted):,} pupils drifted": verdict.drifted,
-            f"the recalculation of {len(verdict.failed):,} pupils fails": verdict.failed,
+            f"{len(verdict.drifted):,} of {self.student_count:,} pupils drifted": verdict.drifted,
+            f"the recalculation fails for {len(verdict.failed):,} of {self.student_count:,} pupils": verdict.failed,
             f"{verdict.checked_count:,} of {self.student_count:,} pupils were verified": (
                 verdict.checked_count != self.student_count
             ),

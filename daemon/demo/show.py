@@ -98,14 +98,10 @@ def _group(group: Grid) -> str:
         )
         for key, average in group.pupils.items()
     ]
-    more = group.pupil_count - len(rows)
-    return "\n".join(
-        [
-            f"GROUP {group.name} ({group.group_id})",
-            columns([header, *rows], right=range(1, len(header))),
-            f"  … and {more:,} more pupils; average and working level, {len(group.units)} of {group.unit_count} units",
-        ]
-    )
+    shown = f"{len(rows)} of {group.pupil_count:,} pupils, {len(group.units)} of {group.unit_count:,} units"
+    title = f"GROUP {group.name} ({group.group_id})"
+    caption = f"  average and working level; {shown}"
+    return "\n".join([title, columns([header, *rows], right=range(1, len(header))), caption])
 
 
 def _average(average: float | None) -> str:

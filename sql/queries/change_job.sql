@@ -1,4 +1,4 @@
--- Pause, resume or cancel a job; no row when it has ended. Cancelling leaves its keys to the session that may hold it.
+-- Pause, resume or cancel a job; no row when it has ended.
 --   $1 job, $2 state
 with was as (
     select j.job_id, j.state from outbox.job as j where j.job_id = $1::integer and j.ended_at is null for update

@@ -5,7 +5,7 @@
 --   Takes    p_hints: what this daemon remembers, per topic; only hints, {} is always right:
 --                {"reports.student": {"above": 1234, "keys": 500, "skip": false}}
 --                above: look only at later events, since the start of the index may be full of dead rows.
---                keys: most keys of the batch.  skip: leave the topic alone.
+--                keys: most keys of the batch; with '' for the topic, of any topic's.  skip: leave the topic alone.
 --            p_after: the topic served last; the turn goes to the one behind it.
 --            p_retries_first: due failures before new events, or the other way round. They never share a batch, so
 --            that a failing key spoils nobody else's.
@@ -34,7 +34,7 @@ begin
         where t.paused_at is null and not coalesce((p_hints -> t.topic ->> 'skip')::boolean, false)
         order by t.topic <= p_after, t.topic
     loop
-        v_limit := least(v_topic.batch_keys, coalesce((p_hints -> v_topic.topic ->> 'keys')::integer, v_topic.batch_keys));
+        v_limit := least(v_topic.batch_keys, (p_hints -> v_topic.topic ->> 'keys')::integer, (p_hints -> '' ->> 'keys')::integer);
         v_above := coalesce((p_hints -> v_topic.topic ->> 'above')::bigint, 0);
 
         with head as (

@@ -11,7 +11,9 @@ declare
     v_after text;
     v_keys text[];
 begin
-    insert into outbox.audit (topic) values (p_topic) on conflict (topic) do nothing;
+    if not exists (select from outbox.audit as a where a.topic = p_topic) then
+        insert into outbox.audit (topic) values (p_topic) on conflict (topic) do nothing;
+    end if;
     select a.after_key into v_after from outbox.audit as a where a.topic = p_topic for update skip locked;
     if not found then
         return '{}';

@@ -1,4 +1,4 @@
--- Take a topic out of the registry. The history of its batches stays until its days are over.
+-- Take a topic out of the registry, and cancel its jobs. The history of its batches stays until its days are over.
 --   Locks    outbox.topic, access exclusive, for which it waits a second at most: writers in flight then have committed
 --            what they enqueued, and later ones are told that the topic is gone. Else an event could slip in behind us.
 --   Takes    p_lose_events: also when events wait or failures are owed; they are deleted with it.
@@ -26,6 +26,10 @@ begin
     delete from outbox.suspect as s where s.topic = p_topic;
     delete from outbox.drift as d where d.topic = p_topic;
     delete from outbox.audit as a where a.topic = p_topic;
+    delete from outbox.drift as d where d.topic = p_topic;
+    delete from outbox.audit as a where a.topic = p_topic;
+    update outbox.job as j set state = 'cancelled', ended_at = clock_timestamp()
+    where j.topic = p_topic and j.ended_at is null;
     delete from outbox.topic as t where t.topic = p_topic;
 end $$;
 comment on function outbox.remove_topic is 'Take a topic out of the registry; refuses to lose events unless told to.';
