@@ -20,6 +20,7 @@ from daemon.commands.migrate import migrate
 from daemon.commands.replay import replay
 from daemon.commands.serve import config, run
 from daemon.commands.tail import tail
+from daemon.commands.top import top
 from daemon.commands.topic import topic
 from daemon.commands.verify import verify
 
@@ -57,6 +58,7 @@ for command in (
     explain,
     failures,
     tail,
+    top,
     topic,
     doctor,
     migrate,

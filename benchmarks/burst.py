@@ -37,7 +37,7 @@ async def measure(bench: Bench) -> Part:
     return Part(
         name="burst",
         question=f"How fast do {events:,} events drain that are committed at once, after a trickle?",
-        how="Quiet: as a vacuum left them that found the table all but empty. From the burst's commit to the last batch's.",
+        how="Quiet: left by a vacuum that found the table all but empty. From the burst's commit to the last batch's.",
         rows=[Row(name, {"speed": each}) for name, each in speeds.items()],
         verdicts=[Verdict("true / quiet statistics", ratio, "<=", TARGET_RATIO)],
     )

@@ -1,4 +1,4 @@
-"""The daemon's own verification: a few keys every second, round after round, so that drift is found before a reader does.
+"""The daemon's own verification: a few keys every second, round after round, to find drift before a reader does.
 
 Off unless RECALCD_VERIFY_KEYS_PER_MINUTE says how many. Daemons share one round per topic (outbox.audit), whose turns
 follow the order in which the topic lists its keys: unlike a random sample, a complete round has visited every key.
@@ -37,7 +37,7 @@ class Auditor:
     async def run(self) -> None:
         """Verify for ever."""
         try:
-            while True:
+            while True:  # noqa: ASYNC110  # a steady pace is the point
                 await asyncio.sleep(await self._turn_or_pause())
         finally:
             await self.close()

@@ -58,5 +58,5 @@ async def pages(connection: asyncpg.Connection, topic: Topic, named: Sequence[st
 
 
 async def list_part(connection: asyncpg.Connection, topic: Topic, part: Mapping[str, object]) -> list[str]:
-    """Return the keys of a part of a topic, {"cohort": "7A"} for instance; scope.count() refuses parts there are not."""
+    """Return the keys of a part of a topic, {"cohort": "7A"} for instance. scope.count() refuses what is none."""
     return [row["key"] for row in await connection.fetch(LIST_PART, topic.name, json.dumps(part))]

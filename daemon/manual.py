@@ -14,7 +14,7 @@ WIDTH = 100
 
 def manual(main: click.Group) -> str:
     """Return the manual page of a command and of all below it, as Markdown."""
-    root = click.Context(main, info_name=main.name, **main.context_settings | {"terminal_width": WIDTH})
+    root = click.Context(main, info_name=main.name, **{**main.context_settings, "terminal_width": WIDTH})
     return "\n".join([HEAD, *_sections(root)])
 
 

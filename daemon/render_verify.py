@@ -30,7 +30,7 @@ def verdict_text(verdict: Verdict) -> str:
 
 def _differences(found: Sequence[Difference]) -> Iterable[str]:
     """Name each row once, and its columns below."""
-    for row, of_row in groupby(found[:MOST_DIFFERENCES], key=lambda each: _row_of(each)):
+    for row, of_row in groupby(found[:MOST_DIFFERENCES], key=_row_of):
         if row:
             yield f"    {' / '.join(row)}"
         for each in of_row:

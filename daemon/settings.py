@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     linger_s: float = Field(
         0.5, ge=0, le=60, allow_inf_nan=False, description="time to keep polling after the last work; 0: none"
     )
-    linger_poll_s: float = _seconds(0.02, "poll while lingering", up_to=60)
+    linger_poll_s: float = _seconds(0.01, "poll while lingering", up_to=60)
 
     heartbeat_s: float = _seconds(15, "time between two checks that notifications still arrive")
     heartbeat_timeout_s: float = _seconds(5, "time one such check may take; then the listener reconnects")

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import asyncpg
 
@@ -18,6 +18,8 @@ from daemon.missed import Written
 from daemon.redaction import error_facts
 from daemon.telemetry import log
 
+PAGE_KEYS = 100
+"""Most keys that are looked at together: a live event of one of them waits that long."""
 BUSY_PASSES = 50
 BUSY_PAUSE_S = 0.1
 _NO_CHANGES_TOLD = "RC009"
@@ -68,6 +70,10 @@ class Verifier:
     advanced: Callable[[int], None] = lambda _: None
     """Told of every number of keys that are done."""
     verdict: Verdict = field(default_factory=Verdict)
+
+    def __post_init__(self) -> None:
+        """Look at less at once than a batch may hold."""
+        self.topic = replace(self.topic, batch_keys=min(self.topic.batch_keys, PAGE_KEYS))
 
     async def run(self, named: Sequence[str] | None = None, *, sample: int | None = None) -> Verdict:
         """Verify the named keys, or (None) all that the topic lists, or a random sample of those."""

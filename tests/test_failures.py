@@ -151,16 +151,17 @@ async def test_a_dropped_key_is_done_with_its_next_event(
     assert await db.fetchval("select outbox.is_fresh('fails', 'd1')")
 
 
-async def test_dropping_waits_for_a_daemon_that_folds_an_event_into_the_failure(
+async def test_dropping_waits_for_a_daemon_that_is_about_to_fold_an_event_into_it(
     recalcd: Recalcd, db: asyncpg.Connection, connect: Connect, fails: str
 ) -> None:
     """Else the event would be taken for a row that is gone, and nobody would owe it any more."""
     daemon = await connect()
     await enqueue(db, fails, "r")
     async with daemon.transaction():
-        await daemon.execute("select outbox.claim_keys('fails', '{r}')")
+        await daemon.execute("select outbox.lock_keys('fails', '{r}')")  # the first thing a claim does
         dropping = recalcd("failures", "drop", fails, "r", "--yes")
         await wait_until_blocked(db, "recalcd failures")
+        assert await daemon.fetchval("select outbox.fold('fails', '{r}')") == 1
     assert (await dropping).exit_code == 0
     assert (await pending(db), "r" in await failures(db)) == ([], False)
     assert await next_batch(db) is None

@@ -81,4 +81,6 @@ async def test_names_of_topics_come_from_the_database(db: asyncpg.Connection, ds
 
 
 def test_without_a_database_nothing_is_completed_and_nothing_said() -> None:
-    assert completed("postgresql://nobody@127.0.0.1:1/none", "explain", "l") == {""}  # click ends its empty answer with a newline
+    assert completed("postgresql://nobody@127.0.0.1:1/none", "explain", "l") == {
+        ""
+    }  # click ends its empty answer with a newline

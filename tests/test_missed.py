@@ -49,12 +49,18 @@ async def test_a_bulk_load_that_forgot_the_outbox_is_named_row_by_row(db: asyncp
     ("statement", "source"),
     [
         ("update school.student set cohort_id = $1", "school.student"),
-        ("insert into school.timeframe (name, starts_on, ends_on) values ($1::uuid, '2020-01-01', '2030-01-01')", "school.timeframe"),
-        ("update school.assignment as a set unit_id = u.unit_id from school.unit as u where u.unit_id not in (a.unit_id, $1)", "school.assignment"),
+        ("insert into school.timeframe values ($1, 'Year', '2020-01-01', '2030-01-01')", "school.timeframe"),
+        (
+            (
+                "update school.assignment as a set unit_id = u.unit_id "
+                "from school.unit as u where u.unit_id not in (a.unit_id, $1)"
+            ),
+            "school.assignment",
+        ),
         ("update school.unit set subject = 'Latin' where $1::uuid is not null", "school.unit"),
         ("delete from school.group_membership where $1::uuid is not null", None),
     ],
-)  # fmt: skip
+)
 async def test_every_kind_of_source_row_is_looked_at_and_a_deletion_leaves_none(
     db: asyncpg.Connection, school: School, statement: str, source: str | None
 ) -> None:

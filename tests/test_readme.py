@@ -36,6 +36,7 @@ def the_block_with(text: str) -> str:
 async def test_ones_own_table_works_as_the_readme_shows(db: asyncpg.Connection) -> None:
     await db.execute(SHOP)
     await db.execute(the_block_with("create procedure shop.recalculate_order_totals"))
+    await db.execute(the_block_with("create function shop.describe_order"))
     await db.execute(the_block_with("select outbox.set_topic"))
     topic = await find_topic(db, "shop.order")
 
@@ -49,6 +50,10 @@ async def test_ones_own_table_works_as_the_readme_shows(db: asyncpg.Connection) 
     assert (await Backfiller(db, topic).run(["42"])).changed_count == 1
     assert await db.fetchval("select total from shop.order_total where order_id = 42") == 35
     assert await db.fetchval("select count(*) from outbox.event") == 0
+
+    await db.execute("update shop.order_total set total = 99 where order_id = 43")
+    (difference,) = (await Verifier(db, topic).run()).differences["43"]
+    assert (difference.path, difference.cached, difference.true) == (("total",), 99, 7)
 
 
 def test_every_command_of_the_readme_exists_and_no_command_is_missing_there() -> None:

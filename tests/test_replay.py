@@ -14,7 +14,9 @@ from waiting import eventually
 
 from daemon import jobs
 from daemon.batch import Recalculation, prepare_history
+from daemon.job_runner import Chunk, Counts
 from daemon.keys import find_topic
+from daemon.replay import Replayer
 from daemon.scope import Scope
 from daemon.settings import Settings
 
@@ -128,6 +130,24 @@ async def test_a_live_event_never_finds_more_than_a_chunk_before_it(
     assert (told.exit_code, "put back 300 of 300" in told.stdout) == (0, True)
     await drain(db)
     assert await times_done(db) == dict.fromkeys([*numbers(20, 319), "000400"], 1)
+
+
+@pytest.mark.usefixtures("bulk")
+async def test_a_chunk_is_done_when_its_events_are_taken_if_somebody_takes_them(
+    db: asyncpg.Connection, connect: Connect
+) -> None:
+    async def note(_: Counts) -> None:
+        return
+
+    replayer = Replayer(await connect(), await find_topic(db, BULK))
+    await replayer.do(Chunk(["000001"], frozenset()), note)  # no daemon: nothing to wait for
+    await pretend_daemon(db)
+    doing = asyncio.create_task(replayer.do(Chunk(["000002"], frozenset()), note))
+    await asyncio.wait({doing}, timeout=0.2)
+    assert not doing.done()
+    await drain(db)
+    await doing
+    assert await times_done(db) == {"000001": 1, "000002": 1}
 
 
 def _named(keys: list[str]) -> list[str]:

@@ -266,7 +266,7 @@ async def test_a_drain_waits_for_what_is_owed_and_tells_of_the_dead(db: asyncpg.
         await make_due(db)
         assert await running.exit_code == 1
         assert running.told(telemetry.DRAIN_LEFT_DEAD)[0]["dead_count"] == 1
-    assert await done(db, "t") == ["good"]
+    assert set(await done(db, "t")) == {"good"}  # both workers may have met the bad batch
 
 
 @pytest.mark.usefixtures("ledger")

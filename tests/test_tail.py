@@ -73,9 +73,9 @@ async def test_a_batch_that_commits_late_is_not_lost(ledger: asyncpg.Connection,
     await record(ledger, "late")
     transaction = late.transaction(isolation="read_committed")
     await transaction.start()
-    claim = await late.fetchrow("select * from outbox.claim_keys($1, '{late}')", LEDGER)
+    started_at = await late.fetchval("select started_at from outbox.claim_keys($1, '{late}')", LEDGER)
     settle = "select outbox.settle($1, '{late}', '{late}', 1, null, '{}', $2, 1, null, 'live', true)"
-    await late.execute(settle, LEDGER, claim["started_at"])
+    await late.execute(settle, LEDGER, started_at)
     following = Tail(ledger)
     assert await following.last(5) == []
     await batch_of(await connect(), "early")
@@ -145,9 +145,7 @@ async def test_bad_input_is_refused(recalcd: Recalcd, arguments: list[str], said
     assert said in answer.stderr
 
 
-async def test_without_a_history_there_is_nothing_to_show(
-    recalcd: Recalcd, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_a_history_there_is_nothing_to_show(recalcd: Recalcd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECALCD_HISTORY_DAYS", "0")
     answer = await recalcd("tail")
     assert answer.exit_code == 2

@@ -47,8 +47,7 @@ async def test_every_one_of_a_hundred_rows_tampered_with_is_found_and_mended(db:
         "update reports.report_student_unit_rollups set feedback_count = 7 where student_id = $1 and timeframe_id = $2",
         "update reports.report_student_rollups set subjects = '{}' where student_id = $1 and timeframe_id = $2",
         "delete from reports.report_student_rollups where student_id = $1 and timeframe_id = $2",
-        "update reports.report_student_unit_rollups set unit_id = gen_random_uuid() "
-        "where student_id = $1 and timeframe_id = $2",
+        "update reports.report_student_unit_rollups set unit_id = $2 where student_id = $1 and timeframe_id = $2",
     ]
     for number, victim in enumerate(victims):
         assert await db.execute(tampering[number % len(tampering)], victim, ALL) in ("UPDATE 1", "DELETE 1")
@@ -244,7 +243,8 @@ async def test_a_cohort_a_sample_and_named_keys_are_parts(db: asyncpg.Connection
         (("--sample", "many"), "not a valid integer"),
     ],
 )
-async def test_bad_input_is_refused(db: asyncpg.Connection, recalcd: Recalcd, arguments: list[str], said: str) -> None:
+@pytest.mark.usefixtures("db")
+async def test_bad_input_is_refused(recalcd: Recalcd, arguments: list[str], said: str) -> None:
     answer = await recalcd("verify", *arguments)
     assert (answer.exit_code, answer.stdout) == (2, "")
     assert said in answer.stderr

@@ -8,7 +8,7 @@ from daemon.commands.base import asynchronous, database, dry_run_option, json_op
 from daemon.commands.running import keys_from_option
 
 
-@click.command(epilog="Example: recalcd backfill --topic reports.student --cohort 2027 --rate 200")
+@click.command(epilog='Example: recalcd backfill --topic reports.student --cohort "Year 9" --rate 200')
 @topic_option
 @key_option
 @keys_from_option
@@ -31,11 +31,11 @@ async def backfill(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Recalculate keys because they exist: all of them, or those chosen.
+    """Recalculate keys because they exist.
 
-    Runs beside live traffic, lets it go first, and can be repeated. Keys with a pending event are left to the daemon,
-    unless they are named. It is a job: pause, resume or cancel it from another terminal with `recalcd job`; after a
-    crash, `recalcd job resume` goes on where it was.
+    All keys of the topic, or those chosen. Runs beside live traffic, lets it go first, and can be repeated. Keys with a
+    pending event are left to the daemon, unless they are named. It is a job: pause, resume or cancel it from another
+    terminal with `recalcd job`; after a crash, `recalcd job resume` goes on where it was.
 
     Exit: 0 done, 1 some keys failed, or it was cancelled; 2 no such topic, key or cohort.
     """

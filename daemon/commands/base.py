@@ -114,7 +114,7 @@ def confirm(warning: str, *, yes: bool) -> None:
         raise RecalcdError("Nothing was changed.")
 
 
-class TopicName(click.ParamType):
+class TopicName(click.types.StringParamType):
     """A topic; the shell completes those that are registered."""
 
     name = "topic"
@@ -140,7 +140,9 @@ async def _topic_names(command_line: Mapping[str, Any]) -> list[str]:
 TOPIC = TopicName()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-topic_option = click.option("--topic", "topic_name", type=TOPIC, default="reports.student", show_default=True, help="Which kind.")
+topic_option = click.option(
+    "--topic", "topic_name", type=TOPIC, default="reports.student", show_default=True, help="Which kind."
+)
 key_option = click.option("--key", "keys", multiple=True, help="This key; may be repeated.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

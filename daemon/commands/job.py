@@ -19,7 +19,9 @@ def job() -> None:
 @click.pass_obj
 @asynchronous
 async def list_jobs(command_line: dict[str, Any], *, as_json: bool) -> None:
-    """Show the jobs that have not ended, and the last twenty that have. interrupted: nobody runs it.
+    """Show the jobs.
+
+    All that have not ended, and the last twenty that have. One that is interrupted is run by nobody: resume it.
 
     Exit: 0 done.
     """
@@ -36,7 +38,9 @@ async def list_jobs(command_line: dict[str, Any], *, as_json: bool) -> None:
 @click.pass_obj
 @asynchronous
 async def show(command_line: dict[str, Any], *, job_id: int, as_json: bool) -> None:
-    """Show how far a job has come, how fast it goes, and how long it will take.
+    """Show how far a job has come.
+
+    And how fast it goes, how long it will take, and why it was given up, if it was.
 
     Exit: 0 done, 1 it has failed keys or is interrupted, 2 no such job.
     """
@@ -55,7 +59,9 @@ async def show(command_line: dict[str, Any], *, job_id: int, as_json: bool) -> N
 @click.pass_obj
 @asynchronous
 async def pause(command_line: dict[str, Any], *, job_id: int, dry_run: bool) -> None:
-    """Let a job wait after the chunk in hand, until it is resumed.
+    """Let a job wait until it is resumed.
+
+    Its process finishes the chunk in hand, a quarter of a second of work as a rule.
 
     Exit: 0 done, also when it was paused already; 2 no such job, or it has ended.
     """
@@ -76,7 +82,9 @@ async def pause(command_line: dict[str, Any], *, job_id: int, dry_run: bool) -> 
 @click.pass_obj
 @asynchronous
 async def resume(command_line: dict[str, Any], *, job_id: int, dry_run: bool, as_json: bool) -> None:
-    """Go on with a job that is paused or interrupted: in the terminal where it waits, or here when nobody runs it.
+    """Go on with a job.
+
+    In the terminal where it waits, if it was paused; here, when nobody runs it.
 
     Exit: 0 done, 1 some keys failed, or it was cancelled; 2 no such job, it has ended, or it is running.
     """
@@ -101,7 +109,9 @@ async def resume(command_line: dict[str, Any], *, job_id: int, dry_run: bool, as
 @click.pass_obj
 @asynchronous
 async def cancel(command_line: dict[str, Any], *, job_id: int, yes: bool, dry_run: bool) -> None:
-    """End a job for good, after the chunk in hand. What it has done stays done.
+    """End a job for good.
+
+    After the chunk in hand; what it has done stays done.
 
     Exit: 0 done, 1 not confirmed, 2 no such job, or it has ended.
     """

@@ -1,6 +1,5 @@
 """`recalcd replay`."""
 
-import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -30,7 +29,7 @@ class MomentType(click.ParamType[Moment]):
             self.fail(f"{error}.", param, ctx)
 
 
-@click.command(epilog='Example: recalcd replay reports.student --dead --where sqlstate=22012 --since "2h"')
+@click.command(epilog="Example: recalcd replay reports.student --dead --where sqlstate=22012 --since 2h")
 @click.argument("topic_name", metavar="TOPIC", type=TOPIC)
 @click.option("--dead", is_flag=True, help="Dead keys; with --since or --until, those that failed last in that time.")
 @key_option
@@ -93,7 +92,7 @@ async def _carry_out(
 ) -> None:
     """Say what would be done; do it, unless it is nothing or only to be looked at."""
     from daemon import jobs, render, render_jobs
-    from daemon.commands.running import refuse_answer, refuse_nobody, run_here
+    from daemon.commands.running import confirm_start, run_here
     from daemon.scope import Scope
 
     if chosen.history_begins_at is not None:
@@ -113,10 +112,7 @@ async def _carry_out(
         text = render_jobs.plan_text("would put back", topic.name, key_count, takes_s)
         click.echo(render.as_json(plan) if as_json else text if chosen.keys else "nothing to put back")
         return
-    refuse_nobody(yes=yes, is_terminal=sys.stdin.isatty())
-    click.echo(render_jobs.plan_text("putting back", topic.name, key_count, takes_s), err=True)
-    if not yes:
-        refuse_answer("Go on?")
+    confirm_start(render_jobs.plan_text("putting back", topic.name, key_count, takes_s), yes=yes)
     chunk_keys = _chunk_keys(topic, key_s, settings.batch_target_s)
     job = await jobs.create(opened, "replay", topic, Scope(chosen.keys), key_count=key_count, chunk_keys=chunk_keys)
     await run_here(opened, settings, job, as_json=as_json)

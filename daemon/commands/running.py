@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -92,15 +93,12 @@ def _bar(job: "Job") -> Iterator[tuple[Callable[[int], None], Callable[[str], No
         yield advanced, lambda doing: bar.update(task, doing="" if doing == "working" else doing)
 
 
-def refuse_nobody(*, yes: bool, is_terminal: bool) -> None:
-    """Raise UsageError when there is nobody to ask."""
-    if not yes and not is_terminal:
+def confirm_start(plan: str, *, yes: bool) -> None:
+    """Say what is about to be done, and ask. Raises UsageError with nobody to ask, RecalcdError for a no."""
+    if not (yes or sys.stdin.isatty()):
         raise UsageError(
             "It asks before it starts, and there is nobody to ask: say --yes, or look first with --dry-run."
         )
-
-
-def refuse_answer(question: str) -> None:
-    """Ask, on stderr. Raises RecalcdError for a no."""
-    if not click.confirm(question, err=True):
+    click.echo(plan, err=True)
+    if not (yes or click.confirm("Go on?", err=True)):
         raise RecalcdError("Nothing was changed.")

@@ -11,7 +11,9 @@ from daemon.commands.base import TOPIC, asynchronous, database
 @click.command(epilog="Example: recalcd tail --topic reports.student -n 50")
 @click.option("--topic", "topic_name", type=TOPIC, help="Only batches of this topic.")
 @click.option("--key", help="Only batches with this key.")
-@click.option("-n", "--lines", type=click.IntRange(0, 10_000), default=10, show_default=True, help="Begin with the last.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0, 10_000), default=10, show_default=True, help="Begin with the last."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
 @click.pass_obj
 @asynchronous

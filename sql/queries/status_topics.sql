@@ -1,6 +1,6 @@
 -- What waits, what fails and how fresh it is, per topic; topics that nobody registered, too, if events name them.
 -- An event is claimable unless its key is in backoff: such a one waits on purpose, and says nothing about our health.
--- Freshness is that of the oldest event of each batch, the worst of it, over the last five minutes.
+-- Freshness is that of the oldest event of each live batch, the worst of it, over the last five minutes.
 with by_key as (
     select e.topic, e.key, count(*) as event_count, min(e.enqueued_at) as oldest_at
     from outbox.event as e
@@ -23,7 +23,7 @@ with by_key as (
                order by extract(epoch from b.finished_at - b.oldest_event_at)::double precision
            ) filter (where b.oldest_event_at is not null) as freshness_s
     from outbox.batch as b
-    where b.finished_at > clock_timestamp() - interval '5 minutes' and b.started_at > clock_timestamp() - interval '1 day'
+    where b.kind = 'live' and b.finished_at > clock_timestamp() - interval '5 minutes' and b.started_at > clock_timestamp() - interval '1 day'
     group by b.topic
 )
 select coalesce(t.topic, p.topic) as topic,
