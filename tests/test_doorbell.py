@@ -224,7 +224,7 @@ async def test_a_listener_that_goes_deaf_later_is_replaced(
 async def test_a_failure_that_falls_due_wakes_the_daemon_in_time(db: asyncpg.Connection, settings: Settings) -> None:
     """Sleep until the next attempt, not until the next poll."""
     await make_topic(db, "u", "if v_call = 1 then raise 'no'; end if;", retry_base_s=1)
-    async with on_duty(impatient(settings, poll_interval_s=3600)):
+    async with on_duty(impatient(settings, poll_interval_s=3600, workers=1)):
         await enqueue(db, "u", "k")
 
         async def is_mended() -> bool:

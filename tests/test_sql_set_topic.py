@@ -121,6 +121,22 @@ async def test_a_function_that_lists_keys_is_checked_too(db: asyncpg.Connection)
     assert await db.fetchval("select list_keys from outbox.topic where topic = 'ledger.account'") == "app.list_it"
 
 
+async def test_a_function_that_describes_a_key_is_checked_too(db: asyncpg.Connection) -> None:
+    await make_ledger(db)
+    query = "select outbox.set_topic('ledger.account', p_describe => $1)"
+    for definition in (
+        "select",
+        "create function app.describe_it(p_keys text[]) returns jsonb language sql as 'select null::jsonb'",
+        "create function app.describe_it(p_key uuid) returns jsonb language sql as 'select null::jsonb'",
+    ):
+        await db.execute(definition)
+        with refused("RC004", "function app.describe_it(p_key text) returns jsonb"):
+            await db.execute(query, "app.describe_it")
+    await db.execute("create function app.describe_it(p_key text) returns jsonb language sql as 'select null::jsonb'")
+    await db.execute(query, "app.describe_it")
+    assert await db.fetchval("select describe from outbox.topic where topic = 'ledger.account'") == "app.describe_it"
+
+
 async def test_a_new_topic_needs_a_routine(db: asyncpg.Connection) -> None:
     with refused("RC004", "p_recalculate"):
         await db.execute("select outbox.set_topic('t', p_max_attempts => 3)")
@@ -189,5 +205,8 @@ async def test_a_deferred_constraint_is_checked_while_its_keys_are_known(db: asy
         create procedure app.recalculate_it(in p_keys text[]) language sql
         as 'insert into app.child select unnest(p_keys)'
     """)
-    with refused("23503"):
-        await call(db)
+    await db.execute("select outbox.set_topic('t', 'app.recalculate_it')")
+    async with db.transaction():
+        with refused("23503"):  # by the call, not by the commit
+            async with db.transaction():
+                await db.fetchval("select outbox.recalculate('t', array['a'])")

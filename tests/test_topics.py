@@ -131,7 +131,7 @@ async def test_pausing_stops_running_daemons_at_once_and_resuming_wakes_them(
     recalcd: Recalcd, db: asyncpg.Connection, settings: Settings, works: str
 ) -> None:
     await make_topic(db, "other")
-    async with on_duty(impatient(settings)):
+    async with on_duty(impatient(settings, heartbeat_s=600.0)):  # it looks again with every heartbeat
         await asleep(db)
         assert "its events wait" in (await recalcd("topic", "pause", works, "--reason", "exams")).stdout
         await enqueue(db, works, "a")

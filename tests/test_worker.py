@@ -228,7 +228,9 @@ async def test_a_batch_grows_back_after_a_slow_moment_though_keys_repeat(
     await enqueue(db, "t", *[key for key in CROWD for _ in range(2)])  # a head of n events holds n/2 keys
     async with on_duty(impatient(prompt, batch_target_s=0.05)):
         await until_empty(db)
-    largest = await db.fetchval("select max(n) from (select count(*) as n from ledger.done group by call) as c")
+    largest = await db.fetchval(
+        "select max(n) from (select count(*) as n from ledger.done where call > 1 group by call) as c"
+    )
     assert largest == 50
 
 
