@@ -17,6 +17,7 @@ import asyncpg
 
 from daemon import telemetry
 from daemon.database import DATABASE_ERRORS, close, connect, one_row
+from daemon.database import connection as brief_connection
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
 from daemon.settings import Settings
@@ -148,7 +149,9 @@ class Doorbell:
             await connection.execute(_KEEPALIVE)
             await connection.add_listener(CHANNEL, self._on_ring)
             await connection.add_listener(self._echo_channel, self._on_echo)
-            await self._beat(connection)
+            # From another session: a pooler may well hand a session its own notifications, and lose everybody else's.
+            async with brief_connection(self._settings, application_name="recalcd echo") as other:
+                await self._beat(other)
             self.is_listening, self.is_degraded = True, False
             log.info(telemetry.LISTENER_STARTED)
             self._alarm.ring()
@@ -166,7 +169,7 @@ class Doorbell:
         self._echoes.put_nowait(str(payload))
 
     async def _beat(self, connection: asyncpg.Connection) -> None:
-        """Send a notification through the database and back.
+        """Send a notification through the database and back to the LISTEN session.
 
         Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything.
         """

@@ -24,7 +24,12 @@ from daemon.worker import Shared, Worker
 
 COUNT_DEAD = statement("count_dead")
 DRAIN_POLL_S = 0.1
-_SCHEMA_GONE = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
+_SCHEMA_GONE = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.InternalServerError,  # "cache lookup failed": dropped between being found and being called
+)
 
 
 class Ending(Enum):

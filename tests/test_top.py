@@ -83,9 +83,11 @@ def set_size(terminal: int, lines: int, columns: int) -> None:
 async def test_it_draws_follows_the_size_and_leaves_the_terminal_as_it_was(dsn: str) -> None:
     ours, theirs = pty.openpty()
     set_size(ours, 24, 80)
+    # xdist tells its workers a size, which would outrank the terminal's.
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cli", "top", "--every", "0.2",
-        env=os.environ | {"RECALCD_DATABASE_URL": dsn, "TERM": "xterm"},
+        env=environment | {"RECALCD_DATABASE_URL": dsn, "TERM": "xterm"},
         stdin=theirs, stdout=theirs, stderr=subprocess.PIPE,
     )  # fmt: skip
     os.close(theirs)

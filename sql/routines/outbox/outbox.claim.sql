@@ -18,7 +18,7 @@ create or replace function outbox.claim(
     out topic text, out keys text[], out event_count bigint, out oldest_event_at timestamptz, out started_at timestamptz,
     out reasons text[], out traceparent text, out folded_count bigint, out head_event_id bigint, out is_full boolean, out suspects boolean
 )
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
 as $$
 declare
     v_topic record;

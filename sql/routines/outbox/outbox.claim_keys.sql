@@ -17,6 +17,9 @@ create or replace function outbox.claim_keys(
     out reasons text[], out traceparent text, out folded_count bigint
 )
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+-- A plan made while the table was all but empty reads every event of the topic, and would be kept through a burst: with
+-- 300,000 pending a claim took 2.4 s. Planning each time costs 0.4 ms, and leaves 0.1 s.
+set plan_cache_mode = force_custom_plan
 as $$
 declare
     v_locked text[];

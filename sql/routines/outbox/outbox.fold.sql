@@ -4,7 +4,7 @@
 --   Takes    p_keys: distinct keys that have a failure row.
 --   Returns  the number of events folded.
 create or replace function outbox.fold(p_topic text, p_keys text[]) returns bigint
-language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_custom_plan
 as $$
     with folded as (
         delete from outbox.event as e
