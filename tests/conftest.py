@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import structlog
 from servers import PLACES, Connect, Psql, TestServer, running
 from waiting import eventually as _eventually
 from waiting import wait_until_blocked as _wait_until_blocked
@@ -122,6 +123,14 @@ async def db(connect: Connect) -> asyncpg.Connection:
 def settings(dsn: str, tmp_path: Path) -> Settings:
     """Set the test's database, and leave the rest as shipped; change with model_copy(update=…)."""
     return load(database_url=dsn, telem_dir=tmp_path / "logs")
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    """Collect what is logged, at every level: a command that ran in this process before may have set a higher one."""
+    structlog.reset_defaults()
+    with structlog.testing.capture_logs() as logged:
+        yield logged
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """What a daemon does with batches that fail. The procedures misbehave as procedures do."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
 import pytest
-import structlog
 from engine import (
     call_count,
     done,
@@ -36,12 +34,6 @@ VANISHED = """
 """A daemon that vanished just now: whoever finds it writes down what it is about to call."""
 
 REST = [key for key in CROWD if key != BAD]
-
-
-@pytest.fixture
-def logged() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as logged:
-        yield logged
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """What wakes a daemon: the armed bell, the poll behind it, and the listener's connection."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
-import structlog
 from engine import (
     asleep,
     done,
@@ -34,12 +32,6 @@ from daemon.hints import Hints
 from daemon.settings import Settings
 
 LISTENER = "recalcd listener"
-
-
-@pytest.fixture
-def logged() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as logged:
-        yield logged
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,12 @@
 """The daemon's row in outbox.daemon, what became of the others, and the history's partitions."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
-import structlog
 from engine import (
     asleep,
     done,
@@ -28,12 +27,6 @@ from daemon import __version__, telemetry
 from daemon.settings import Settings
 
 OLD = "outbox.batch_20200101"
-
-
-@pytest.fixture
-def logged() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as logged:
-        yield logged
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,10 @@
 """A daemon at work: topics that wait or break, connections that are lost, workers that share."""
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-import structlog
 from engine import (
     GATE,
     asleep,
@@ -33,12 +31,6 @@ from daemon import telemetry
 from daemon.settings import Settings
 
 CROWD = numbered(500)
-
-
-@pytest.fixture
-def logged() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as logged:
-        yield logged
 
 
 @pytest.fixture
