@@ -8,6 +8,9 @@ TRAIL_S = 2.0
 SWEEP_S = 5.0
 """How often to look below the mark, for events that became visible late; at most twice that under load."""
 MOST_KEYS = 1000
+LEAST_KEYS = 32
+"""Batches that take long don't get smaller than this: below, it is the server that is slow, not the keys, and ever more
+and ever smaller batches would make it slower. (Seen: 500 events at one key a batch, 100 ms each.)"""
 
 
 @dataclass
@@ -82,7 +85,7 @@ class Hints:
         hints = self._topics[topic]
         limit = hints.keys or MOST_KEYS
         if seconds > self._batch_target_s:
-            hints.keys = max(1, min(limit, int(key_count * self._batch_target_s / seconds)))
+            hints.keys = min(limit, max(LEAST_KEYS, int(key_count * self._batch_target_s / seconds)))
         elif is_full and seconds < self._batch_target_s / 2:
             hints.keys = min(2 * limit, MOST_KEYS)
             self._most_keys = min(2 * self._most_keys, MOST_KEYS)
