@@ -29,6 +29,8 @@ declare
     v_due text[];
     v_keys text[];
 begin
+    -- Before 18, a scan type that is switched off counts as a huge cost, and huge costs are compiled: 100 ms each time.
+    perform set_config('jit', 'off', true);
     for v_topic in
         select t.topic, t.batch_keys from outbox.topic as t
         where t.paused_at is null and not coalesce((p_hints -> t.topic ->> 'skip')::boolean, false)

@@ -6,7 +6,7 @@
 create or replace function outbox.look(
     p_skip text[] default '{}', out ready boolean, out owed_count bigint, out next_attempt_s double precision
 )
-language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
     with active as (
         select t.topic from outbox.topic as t where t.paused_at is null and t.topic <> all (p_skip)
