@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -72,6 +73,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def log_to_stderr() -> Iterator[None]:
+    """Keep the log of a daemon in this process apart from the answer of a command that runs beside it."""
+    structlog.reset_defaults()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    yield
+    structlog.reset_defaults()
+
+
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> TestServer:
     """Server of the run, and its migrated template."""
@@ -127,8 +137,7 @@ def settings(dsn: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
-    """Collect what is logged, at every level: a command that ran in this process before may have set a higher one."""
-    structlog.reset_defaults()
+    """Collect what is logged, at every level."""
     with structlog.testing.capture_logs() as logged:
         yield logged
 
