@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import asyncpg
+from engine import until_empty
 from oracle import drift
 from school import School, found
 
@@ -25,6 +26,9 @@ from daemon.embedded import EmbeddedPostgres, embedded_postgres
 
 SCHEMA_MISMATCH = 4
 PATIENCE_S = 120
+CONSEQUENCES_S = 3.0
+"""In which a daemon that can't go on will have noticed: each write wakes it."""
+COMMAND = (sys.executable, "-m", "cli")
 
 Attempt = Callable[[str], Awaitable[str]]
 
@@ -35,16 +39,17 @@ class BrokenPromise(Exception):
 
 @dataclass(frozen=True)
 class Release:
-    """A commit, checked out and installed."""
+    """A commit, checked out. It runs in this checkout's virtual environment: what differs is code and SQL."""
 
     name: str
-    command: Path
+    tree: Path
 
     def recalcd(self, dsn: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run a command of this release to its end."""
         return subprocess.run(
-            [self.command, *arguments],
-            env=self.environment(dsn),
+            [*COMMAND, *arguments],
+            cwd=self.tree,
+            env=environment(dsn),
             capture_output=True,
             check=False,
             text=True,
@@ -58,11 +63,11 @@ class Release:
             said = done.stderr.strip().rpartition("\n")[2]
             raise BrokenPromise(f"{self.name}: recalcd {' '.join(arguments)} ended with {done.returncode}: {said}")
 
-    @staticmethod
-    def environment(dsn: str) -> dict[str, str]:
-        """Return the settings, with nobody's but ours."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("RECALCD_", "TELEM_", "PY"))}
-        return ours | {"RECALCD_DATABASE_URL": dsn, "RECALCD_LOG_FORMAT": "json"}
+
+def environment(dsn: str) -> dict[str, str]:
+    """Return the settings, with nobody's but ours; and no path by which Python would find another checkout."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("RECALCD_", "TELEM_", "PYTHON"))}
+    return ours | {"RECALCD_DATABASE_URL": dsn, "RECALCD_LOG_FORMAT": "json"}
 
 
 def main(commits: Sequence[str]) -> int:
@@ -75,8 +80,8 @@ def main(commits: Sequence[str]) -> int:
     with (
         tempfile.TemporaryDirectory() as folder,
         embedded_postgres(settings={"fsync": "off"}) as server,
-        installed(old_name, Path(folder, "old")) as old,
-        installed(new_name, Path(folder, "new")) as new,
+        checked_out(old_name, Path(folder, "old")) as old,
+        checked_out(new_name, Path(folder, "new")) as new,
     ):
         return asyncio.run(compare(server, old, new))
 
@@ -88,15 +93,11 @@ def newest_tags() -> list[str]:
 
 
 @contextmanager
-def installed(commit: str, folder: Path) -> Iterator[Release]:
-    """Check a commit out and install it into an environment of its own, for as long as the block runs."""
-    tree, environment = folder / "tree", folder / "venv"
+def checked_out(commit: str, tree: Path) -> Iterator[Release]:
+    """Check a commit out for as long as the block runs."""
     git("worktree", "add", "--quiet", "--detach", str(tree), commit)
     try:
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        pip = [str(environment / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", str(tree)], check=True)
-        yield Release(commit, environment / "bin" / "recalcd")
+        yield Release(commit, tree)
     finally:
         git("worktree", "remove", "--force", str(tree))
 
@@ -152,12 +153,13 @@ async def upgrade(dsn: str, *, old: Release, new: Release) -> str:
     old.succeed(dsn, "migrate", "up")
     school = await open_school(dsn)
     with tempfile.TemporaryFile("w+") as said:
-        process = await asyncio.create_subprocess_exec(old.command, "run", env=old.environment(dsn), stderr=said)
+        process = await asyncio.create_subprocess_exec(*COMMAND, "run", cwd=old.tree, env=environment(dsn), stderr=said)
         try:
             await write(school)
+            await until_empty(school.db)
             await asyncio.to_thread(new.succeed, dsn, "migrate", "up")
             await write(school)
-            await asyncio.sleep(2)  # whatever it does about it; nothing is not wrong
+            await asyncio.wait([asyncio.create_task(process.wait())], timeout=CONSEQUENCES_S)
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
             code = await asyncio.wait_for(process.wait(), PATIENCE_S)

@@ -145,7 +145,7 @@ def _use_line(each: Use) -> str:
 def _freshness_lines(fresh: Freshness) -> Iterator[str]:
     yield f"freshness        median {fresh.p50_s * 1000:.0f} ms, worst {fresh.worst_s:.1f} s"
     yield f"                 outside of fault windows ({fresh.outside_share:.0%}) worst {fresh.worst_outside_s:.2f} s"
-    yield f"                 (windows end {TAKEOVER_S:g} s after the fault of one daemon, {RECOVERY_S:g} s after others)"
+    yield f"                 (they end {TAKEOVER_S:g} s after a fault of one daemon, {RECOVERY_S:g} s after others)"
 
 
 def _dead_tuples_line(samples: list[tuple[float, int, int]]) -> str:
