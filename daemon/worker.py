@@ -60,6 +60,8 @@ class Worker:
         self._marked: Claim | None = None
         self._after = ""
         self._retries_first = False
+        self._sweeping: str | None = None
+        """The topic whose events below the mark the last claim was for."""
         self._contended = 0
         self.has_batch_in_hand = False
 
@@ -115,7 +117,7 @@ class Worker:
             self.has_batch_in_hand = False
         self._contended = 0
         if batch is None:
-            return self._shared.hints.found_nothing(time.monotonic())
+            return self._sweeping is not None or self._shared.hints.found_nothing(time.monotonic())
         self._after = batch.claim.topic
         self._report(batch)
         self._remember(batch, time.monotonic() - started)
@@ -127,11 +129,13 @@ class Worker:
         if self._shared.is_cautious:
             recalculation = recalculation.watched_by(self._mark)
         self._marked = None
+        now, hints = time.monotonic(), self._shared.hints
+        self._sweeping = None if self._sweeping else hints.next_sweep(now)  # by turns with new events
         return await recalculation.next_batch(
             connection,
-            self._shared.hints.for_claim(time.monotonic()),
+            hints.for_claim(now, sweep=self._sweeping),
             after=self._after,
-            retries_first=self._retries_first,
+            retries_first=self._retries_first and not self._sweeping,
         )
 
     async def _connected(self) -> asyncpg.Connection:
@@ -228,6 +232,8 @@ class Worker:
     def _remember(self, batch: Batch, seconds: float) -> None:
         claim, hints = batch.claim, self._shared.hints
         hints.claimed(claim.topic, claim.head_event_id, time.monotonic())
+        if claim.topic == self._sweeping:
+            hints.swept(claim.topic, claim.head_event_id, time.monotonic(), is_full=claim.is_full)
         if not claim.suspects:
             hints.took(claim.topic, len(claim.keys), seconds, is_full=claim.is_full)
         if claim.is_full:
