@@ -12,7 +12,7 @@ import asyncpg
 
 from daemon import __version__, systemd, telemetry
 from daemon.batch import prepare_history
-from daemon.database import DATABASE_ERRORS, close, connect
+from daemon.database import DATABASE_ERRORS, can_write, close, connect
 from daemon.errors import DatabaseUnavailable
 from daemon.sql import statement
 from daemon.telemetry import log
@@ -91,7 +91,8 @@ class Housekeeper:
             await close(self._connection)
 
     async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not can_write(self._connection):
+            await self.close()
             self._connection = await connect(
                 self._shared.settings, application_name="recalcd housekeeper", read_write=True
             )

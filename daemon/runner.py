@@ -115,8 +115,8 @@ class Crew:
 
     async def _is_drained(self) -> bool:
         try:
-            async with connection(self._shared.settings, application_name="recalcd drain") as connected:
-                look = await one_row(connected, LOOK, [])
+            async with connection(self._shared.settings, application_name="recalcd drain", read_write=True) as opened:
+                look = await one_row(opened, LOOK, [])
         except (DatabaseUnavailable, *DATABASE_ERRORS):  # the workers are telling the log already
             return False
         return not look["ready"] and not look["owed_count"]
@@ -204,7 +204,7 @@ class Runner:
             self._crew.go_off_duty(Ending.RELOADED)
 
     async def _count_dead(self, settings: Settings) -> int:
-        async with connection(settings, application_name="recalcd drain") as connected:
+        async with connection(settings, application_name="recalcd drain", read_write=True) as connected:
             dead_count = await connected.fetchval(COUNT_DEAD)
         if dead_count:
             log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)

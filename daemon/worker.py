@@ -15,7 +15,7 @@ from daemon import telemetry
 from daemon.batch import Batch, CallFailed, Recalculation
 from daemon.careful import ACQUIT_KEYS, Failure, Outcome, run_carefully
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, close, connect, connection, sqlstate_of
+from daemon.database import DATABASE_ERRORS, can_write, close, connect, connection, sqlstate_of
 from daemon.doorbell import Activity, Alarm
 from daemon.errors import Blame, DatabaseUnavailable, blame
 from daemon.hints import Hints
@@ -136,7 +136,7 @@ class Worker:
 
     async def _connected(self) -> asyncpg.Connection:
         """Return a working connection; after a batch vanished, note its keys first."""
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not can_write(self._connection):
             await self._disconnect()
             self._connection = await connect(self._shared.settings, application_name="recalcd worker", read_write=True)
             previous = self._server_started_at
@@ -154,7 +154,7 @@ class Worker:
 
     async def _mark(self, claim: Claim) -> None:
         """Write down, in a transaction of its own, whom we are about to call: if we vanish, they were there."""
-        async with connection(self._shared.settings, application_name="recalcd witness") as witness:
+        async with connection(self._shared.settings, application_name="recalcd witness", read_write=True) as witness:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
         self._marked = claim
 
