@@ -31,10 +31,23 @@ DATABASE_ERRORS = (asyncpg.PostgresError, *CONNECTION_ERRORS)
 
 
 def sqlstate_of(error: BaseException) -> str | None:
-    """Return the server's SQLSTATE; None when the connection broke without a word."""
-    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
-        return str(error.sqlstate)
-    return None
+    """Return the server's SQLSTATE; None when the connection broke without a word.
+
+    Of class 08, what has no severity is asyncpg's own word for that; a procedure may raise the class, too.
+    """
+    if not isinstance(error, asyncpg.PostgresError):
+        return None
+    made_up = isinstance(error, asyncpg.PostgresConnectionError) and _severity(error) is None
+    return None if made_up else str(error.sqlstate)
+
+
+def ends_session(error: BaseException) -> bool:
+    """Whether the session is gone with the error: it broke, or the server ended it. No procedure can raise that."""
+    return sqlstate_of(error) is None or _severity(error) in ("FATAL", "PANIC")
+
+
+def _severity(error: BaseException) -> str | None:
+    return getattr(error, "severity_en", None)  # set only on what the server sent
 
 
 async def connect(settings: Settings, *, application_name: str, read_write: bool = False) -> asyncpg.Connection:
@@ -131,8 +144,10 @@ async def close(opened: asyncpg.Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def transaction(opened: asyncpg.Connection) -> AsyncIterator[None]:
+async def transaction(opened: asyncpg.Connection, and_then: str = "") -> AsyncIterator[None]:
     """Run a transaction at read committed, said aloud, since a role's default may differ.
+
+    and_then: further statements, each behind a semicolon, sent along with the commit or the rollback.
 
     asyncpg's own manager puts an InterfaceError in the place of the error that broke the connection, and with it goes
     the reason; this one keeps it. A cancelled transaction is left to the closing of its connection.
@@ -143,9 +158,9 @@ async def transaction(opened: asyncpg.Connection) -> AsyncIterator[None]:
     except Exception:
         if not opened.is_closed():
             with contextlib.suppress(*CONNECTION_ERRORS):
-                await opened.execute("rollback")
+                await opened.execute(f"rollback{and_then}")
         raise
-    await opened.execute("commit")
+    await opened.execute(f"commit{and_then}")
 
 
 @contextlib.asynccontextmanager

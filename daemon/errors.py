@@ -55,11 +55,8 @@ class Blame(Enum):
     """One of the keys (or the procedure, for it): find out which, and charge that one."""
 
 
-ENDED = ("57P", "25P03", "25P04")
-"""How SQLSTATEs begin that come with the end of the session: it was shut down, or a timeout ended it with its work."""
-
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
-_SERVER_CLASSES = ("08", "53", "58", *ENDED)
+_SERVER_CLASSES = ("08", "53", "57P", "58", "25P03", "25P04")
 _READ_ONLY = "25006"  # after a failover, until the connection finds the new primary
 _OUT_OF_MEMORY = "53200"  # also what a full lock table says
 _PROCEDURE_UNUSABLE = "RC004"  # raised by outbox.recalculate

@@ -58,19 +58,28 @@ def failed(error: BaseException) -> CallFailed:
     return CallFailed(claim, error)
 
 
-def test_a_batch_vanished_when_its_backend_is_gone_with_a_word_or_without() -> None:
-    assert failed(asyncpg.AdminShutdownError("terminated")).vanished
-    assert failed(asyncpg.CrashShutdownError("crash of another process")).vanished
+def from_server(sqlstate: str, severity: str) -> asyncpg.PostgresError:
+    """Make an error of the fields that a server sends."""
+    return asyncpg.PostgresError.new({"S": severity, "V": severity, "C": sqlstate, "M": "so it said"})
+
+
+@pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "25P03", "25P04", "08006"])
+def test_a_batch_vanished_when_its_backend_is_gone_with_a_word(sqlstate: str) -> None:
+    assert failed(from_server(sqlstate, "FATAL")).vanished
+    assert not failed(from_server(sqlstate, "ERROR")).vanished  # a procedure may raise any of them
+
+
+def test_a_batch_vanished_when_its_backend_is_gone_without_a_word() -> None:
     assert failed(asyncpg.ConnectionDoesNotExistError("closed in the middle")).vanished
     assert failed(ConnectionResetError()).vanished
-    assert failed(asyncpg.IdleInTransactionSessionTimeoutError("we slept")).vanished
-    assert not failed(asyncpg.QueryCanceledError("timeout")).vanished
-    assert not failed(asyncpg.DiskFullError("full")).vanished
+    assert not failed(from_server("57014", "ERROR")).vanished
+    assert not failed(from_server("53100", "ERROR")).vanished
 
 
 def test_what_asyncpg_makes_up_itself_has_no_sqlstate() -> None:
     assert sqlstate_of(asyncpg.RaiseError("no")) == "P0001"
     assert sqlstate_of(asyncpg.ConnectionDoesNotExistError("gone")) is None
+    assert sqlstate_of(from_server("08003", "ERROR")) == "08003"
     assert sqlstate_of(asyncpg.InterfaceError("closed")) is None
     assert sqlstate_of(TimeoutError()) is None
 
