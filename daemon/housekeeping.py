@@ -12,13 +12,15 @@ import asyncpg
 
 from daemon import __version__, systemd, telemetry
 from daemon.batch import prepare_history
-from daemon.database import DATABASE_ERRORS, close, connect
-from daemon.errors import DatabaseUnavailable
+from daemon.database import DATABASE_ERRORS, close, connect, sqlstate_of
+from daemon.errors import READ_ONLY, DatabaseUnavailable
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared
 
+SIGN_IN = statement("sign_in")
 HEARTBEAT = statement("heartbeat")
+MEND_FAILURE_TIMES = statement("mend_failure_times")
 SAY_GOODBYE = statement("say_goodbye")
 DROP_PARTITIONS = statement("drop_partitions")
 ROUND_S = 10.0
@@ -48,17 +50,20 @@ class Housekeeper:
                 await self.make_round()
             except (DatabaseUnavailable, *DATABASE_ERRORS) as error:
                 log.warning(telemetry.HOUSEKEEPING_FAILED, **telemetry.error_keys(error))
+                if sqlstate_of(error) == READ_ONLY:
+                    await self.close()  # after a failover the next connection finds the new primary
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
 
     async def make_round(self) -> None:
-        """Say that we live, learn whether somebody vanished, and see to the partitions when that is due."""
+        """Say that we live, learn whether somebody vanished, mend what a clock left, see to partitions when due."""
         connection = await self._connected()
         state = self._state()
         self._shared.is_cautious = await connection.fetchval(
             HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
         )
         systemd.status(state)
+        await connection.execute(MEND_FAILURE_TIMES)
         if time.monotonic() >= self._partitions_at:
             self._partitions_at = time.monotonic() + PARTITIONS_AGAIN_S
             if await self._see_to_partitions(connection):
@@ -95,4 +100,5 @@ class Housekeeper:
             self._connection = await connect(
                 self._shared.settings, application_name="recalcd housekeeper", read_write=True
             )
+            await self._connection.execute(SIGN_IN, self._shared.daemon_id)
         return self._connection
