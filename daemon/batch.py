@@ -10,8 +10,8 @@ import asyncpg
 
 from daemon import claim as outbox
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, sqlstate_of, transaction
-from daemon.errors import ENDED, Blame, blame
+from daemon.database import DATABASE_ERRORS, blame_of, sqlstate_of, transaction
+from daemon.errors import ENDED, UNSOUND, Blame
 from daemon.sql import statement
 from daemon.telemetry import span
 
@@ -36,12 +36,25 @@ class CallFailed(Exception):
     @property
     def blame(self) -> Blame:
         """Whose fault it is."""
-        return blame(self.sqlstate)
+        return blame_of(self.error)
+
+    @property
+    def is_unsound(self) -> bool:
+        """Whether a table, a column, a privilege or the like is missing."""
+        return self.sqlstate in UNSOUND
 
     @property
     def vanished(self) -> bool:
         """Whether the backend is gone, killed or crashed by itself, with or without a word."""
         return self.sqlstate is None or self.sqlstate.startswith(ENDED)
+
+
+class TopicFailed(CallFailed):
+    """The recalculation fails for one key as for the other: it is not theirs, but the topic's fault."""
+
+    @property
+    def blame(self) -> Blame:
+        return Blame.TOPIC
 
 
 @dataclass(frozen=True, slots=True)

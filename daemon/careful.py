@@ -11,14 +11,17 @@ from datetime import datetime
 import asyncpg
 
 from daemon import claim as outbox
-from daemon.batch import Batch, CallFailed, Recalculation
+from daemon.batch import Batch, CallFailed, Recalculation, TopicFailed
 from daemon.database import transaction
 from daemon.errors import Blame
 from daemon.sql import statement
 
 FAIL_KEY = statement("fail_key")
 ACQUIT_KEYS = statement("acquit_keys")
+GOT_THROUGH = statement("got_through")
 QUERY_CANCELED = "57014"
+UNSOUND_KEYS = 5
+"""Keys that miss a table, a column or a privilege, each alone, before any has got through: then the topic lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +51,31 @@ async def run_carefully(
 
     Raises CallFailed when it is the server's or the topic's fault after all: what is left stays in the outbox.
     """
-    parts = await _divide(connection, failure, report)
+    unsound_count = 0
+    is_sound = not recalculation.keep_history  # what got through before, only the history could tell
+    parts = await _divide(connection, failure, report, is_sound=is_sound)
     while parts and not stopping():
         try:
-            report(await recalculation.named_keys(connection, failure.claim.topic, parts.pop()))
+            batch = await recalculation.named_keys(connection, failure.claim.topic, parts.pop())
         except CallFailed as again:
             if again.blame in (Blame.SERVER, Blame.TOPIC):
                 raise
-            parts.extend(await _divide(connection, again, report))
+            parts.extend(await _divide(connection, again, report, is_sound=is_sound))
+            unsound_count += again.is_unsound and len(again.claim.keys) == 1
+            if unsound_count == UNSOUND_KEYS and not is_sound:
+                raise TopicFailed(again.claim, again.error) from again
+        else:
+            report(batch)
+            is_sound = is_sound or bool(batch.claim.keys)
 
 
 async def _divide(
-    connection: asyncpg.Connection, failure: CallFailed, report: Callable[[Outcome], None]
+    connection: asyncpg.Connection, failure: CallFailed, report: Callable[[Outcome], None], *, is_sound: bool
 ) -> list[list[str]]:
     """Return the parts to try next, the first of them last; none when the guilty key is alone, which is noted."""
     keys = failure.claim.keys
     if len(keys) == 1:
-        noted = await _note(connection, failure)
+        noted = await _note(connection, failure, is_sound=is_sound)
         if noted:
             report(noted)
         return []
@@ -78,10 +89,16 @@ def _parts(keys: list[str], size: int) -> Iterator[list[str]]:
         yield keys[start : start + size]
 
 
-async def _note(connection: asyncpg.Connection, failure: CallFailed) -> Failure | None:
-    """Move the key's events into its failure row; contention is not charged. None when the key is busy now."""
+async def _note(connection: asyncpg.Connection, failure: CallFailed, *, is_sound: bool) -> Failure | None:
+    """Move the key's events into its failure row. None when the key is busy now.
+
+    Contention is not charged; nor is what the whole topic may lack, until another key has got through without it.
+    """
     error, (key,) = failure.error, failure.claim.keys
     async with transaction(connection):
+        charge = failure.blame is not Blame.CONTENTION
+        if failure.is_unsound and not is_sound:
+            charge = await connection.fetchval(GOT_THROUGH, failure.claim.topic, key)
         claim = await outbox.claim_keys(connection, failure.claim.topic, [key])
         if not claim.keys:
             return None
@@ -89,7 +106,7 @@ async def _note(connection: asyncpg.Connection, failure: CallFailed) -> Failure 
             FAIL_KEY,
             claim.topic,
             key,
-            failure.blame is not Blame.CONTENTION,
+            charge,
             claim.event_count,
             failure.sqlstate,
             getattr(error, "message", str(error)),

@@ -24,6 +24,12 @@ class DatabaseUnavailable(RecalcdError):
     exit_code = 3
 
 
+class DatabaseRefuses(DatabaseUnavailable):
+    """The database, the user or the password is not accepted. At a start a wrong setting; later, a change under way."""
+
+    exit_code = 78
+
+
 class SchemaMismatch(RecalcdError):
     """The database lacks recalcd's schema, or holds that of another version."""
 
@@ -58,20 +64,30 @@ class Blame(Enum):
 ENDED = ("57P", "25P03", "25P04")
 """How SQLSTATEs begin that come with the end of the session: it was shut down, or a timeout ended it with its work."""
 
-_CONTENTION = frozenset({"40001", "40P01", "55P03"})
+READ_ONLY = "25006"
+"""After a failover: another connection may find the new primary, this one never will."""
+
+FORBIDDEN = "42501"
+NOTIFY_QUEUE_FULL = "54000"
+"""What a commit says that notifies when the queue is full; elsewhere, that the program's own limits are exceeded."""
+
+UNSOUND = frozenset({FORBIDDEN, "3F000", "42P01", "42703", "42883"})
+"""A privilege, schema, table, column or function is missing. More often than a key's fault it is a migration half done,
+or a revoke: it takes a key that gets through to tell."""
+
+_CONTENTION = frozenset({"40001", "40P01", "55006", "55P03"})
 _SERVER_CLASSES = ("08", "53", "58", *ENDED)
-_READ_ONLY = "25006"  # after a failover, until the connection finds the new primary
-_OUT_OF_MEMORY = "53200"  # also what a full lock table says
+_SIZE = frozenset({"53200", "53400"})  # out of memory, which a full lock table says too; past temp_file_limit
 _PROCEDURE_UNUSABLE = "RC004"  # raised by outbox.recalculate
 
 
 def blame(sqlstate: str | None) -> Blame:
     """Say whose fault an error is; None means that the connection broke without a word."""
-    if sqlstate is None or sqlstate == _READ_ONLY:
+    if sqlstate is None or sqlstate == READ_ONLY:
         return Blame.SERVER
     if sqlstate in _CONTENTION:
         return Blame.CONTENTION
-    if sqlstate == _OUT_OF_MEMORY:
+    if sqlstate in _SIZE:
         return Blame.SIZE
     if sqlstate == _PROCEDURE_UNUSABLE:
         return Blame.TOPIC

@@ -15,9 +15,9 @@ from daemon import telemetry
 from daemon.batch import Batch, CallFailed, Recalculation
 from daemon.careful import ACQUIT_KEYS, Failure, Outcome, run_carefully
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, close, connect, connection, sqlstate_of
+from daemon.database import DATABASE_ERRORS, blame_of, close, connect, connection, sqlstate_of
 from daemon.doorbell import Activity, Alarm
-from daemon.errors import Blame, DatabaseUnavailable, blame
+from daemon.errors import FORBIDDEN, NOTIFY_QUEUE_FULL, READ_ONLY, Blame, DatabaseUnavailable
 from daemon.hints import Hints
 from daemon.settings import Settings
 from daemon.sql import statement
@@ -26,9 +26,11 @@ from daemon.telemetry import log
 SUSPECT_KEYS = statement("suspect_keys")
 SERVER_STARTED_AT = statement("server_started_at")
 CONTENTION_TRIES = 3
-"""Batches in a row that may fail for somebody else's lock before careful mode lets the others pass."""
-BROKEN_TOPIC_PAUSE_S = 30.0
+"""Batches that may fail for somebody else's lock before careful mode lets the others pass. What succeeds in between
+does not count: while workers take turns at the batch, the other one finds nothing to do, or other keys."""
 _NO_PARTITION = "23514"  # at settling: the history has no partition for today
+# Outside the recalculation no key can be at fault: somebody makes the partition, reads the queue, or grants again.
+_PASSES_HERE = frozenset({_NO_PARTITION, NOTIFY_QUEUE_FULL, FORBIDDEN})
 
 
 @dataclass
@@ -108,12 +110,13 @@ class Worker:
             return True
         except DATABASE_ERRORS as error:
             self._came_back(error)
+            if sqlstate_of(error) == READ_ONLY:
+                await self._disconnect()  # after a failover the next connection finds the new primary
             if self._marked and not connection.is_closed():
                 await self._acquit(connection, self._marked)
             raise
         finally:
             self.has_batch_in_hand = False
-        self._contended = 0
         if batch is None:
             return self._shared.hints.found_nothing(time.monotonic())
         self._after = batch.claim.topic
@@ -168,7 +171,7 @@ class Worker:
         self._shared.hints.forget_marks()
         if isinstance(error, CallFailed) and error.vanished and error.claim is not self._marked:
             self._vanished = error.claim
-        elif blame(sqlstate_of(error)) is Blame.SIZE:
+        elif blame_of(error) is Blame.SIZE:
             self._shared.hints.halve_all()
         if sqlstate_of(error) == _NO_PARTITION:
             self._shared.housekeeping.set()
@@ -217,11 +220,12 @@ class Worker:
 
     def _leave_alone(self, failure: CallFailed) -> None:
         """Leave a topic alone whose procedure can't be called at all."""
-        self._shared.hints.skip(failure.claim.topic, time.monotonic() + BROKEN_TOPIC_PAUSE_S)
+        retry_s = self._shared.settings.retry_max_s
+        self._shared.hints.skip(failure.claim.topic, time.monotonic() + retry_s)
         log.error(
             telemetry.TOPIC_BROKEN,
             topic=failure.claim.topic,
-            retry_s=BROKEN_TOPIC_PAUSE_S,
+            retry_s=retry_s,
             **telemetry.error_keys(failure.error),
         )
 
@@ -249,8 +253,7 @@ def _will_pass(error: BaseException) -> bool:
         return True
     if not isinstance(error, DATABASE_ERRORS):
         return False
-    sqlstate = sqlstate_of(error)
-    return sqlstate == _NO_PARTITION or blame(sqlstate) in (Blame.SERVER, Blame.CONTENTION, Blame.SIZE)
+    return sqlstate_of(error) in _PASSES_HERE or blame_of(error) in (Blame.SERVER, Blame.CONTENTION, Blame.SIZE)
 
 
 def _log_retry(state: RetryCallState) -> None:
