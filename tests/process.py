@@ -82,7 +82,7 @@ class Daemon:
 
 @contextlib.asynccontextmanager
 async def daemon(dsn: str, log: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
-    """Run `recalcd run` while the block runs, appending to the log. Its end must be waited for in the block, or it lives."""
+    """Run `recalcd run` while the block runs, appending to the log. Unless its end is waited for, it must live."""
     started = _start(dsn, log, environment or {})
     try:
         yield started
@@ -92,7 +92,7 @@ async def daemon(dsn: str, log: Path, environment: Mapping[str, str] | None = No
 
 
 def _start(dsn: str, log: Path, environment: Mapping[str, str]) -> Daemon:
-    surroundings = os.environ | {"RECALCD_DATABASE_URL": dsn} | PROMPT | environment
+    surroundings = {**os.environ, "RECALCD_DATABASE_URL": dsn, **PROMPT, **environment}
     with log.open("ab") as stderr:
         return Daemon(subprocess.Popen([sys.executable, "-m", "cli", "run"], env=surroundings, stderr=stderr), log)
 
