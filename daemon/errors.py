@@ -57,38 +57,36 @@ class Blame(Enum):
     TOPIC = "topic"
     """The topic's procedure is missing or may not be called: leave the topic alone for a while; charge nobody."""
 
+    SCHEMA = "schema"
+    """A table, column, function or privilege is missing: for all keys of the topic, in a migration half done or after a
+    revoke, or for one key that alone goes that way. Charge it once another has got through; else as TOPIC."""
+
     KEYS = "keys"
     """One of the keys (or the procedure, for it): find out which, and charge that one."""
 
-
-ENDED = ("57P", "25P03", "25P04")
-"""How SQLSTATEs begin that come with the end of the session: it was shut down, or a timeout ended it with its work."""
-
-READ_ONLY = "25006"
-"""After a failover: another connection may find the new primary, this one never will."""
 
 FORBIDDEN = "42501"
 NOTIFY_QUEUE_FULL = "54000"
 """What a commit says that notifies when the queue is full; elsewhere, that the program's own limits are exceeded."""
 
-UNSOUND = frozenset({FORBIDDEN, "3F000", "42P01", "42703", "42883"})
-"""A privilege, schema, table, column or function is missing. More often than a key's fault it is a migration half done,
-or a revoke: it takes a key that gets through to tell."""
-
 _CONTENTION = frozenset({"40001", "40P01", "55006", "55P03"})
-_SERVER_CLASSES = ("08", "53", "58", *ENDED)
+_SERVER_CLASSES = ("08", "53", "57P", "58", "25P03", "25P04")
+_READ_ONLY = "25006"  # after a failover, until the connection finds the new primary
 _SIZE = frozenset({"53200", "53400"})  # out of memory, which a full lock table says too; past temp_file_limit
+_SCHEMA = frozenset({FORBIDDEN, "3F000", "42P01", "42703", "42883"})
 _PROCEDURE_UNUSABLE = "RC004"  # raised by outbox.recalculate
 
 
 def blame(sqlstate: str | None) -> Blame:
     """Say whose fault an error is; None means that the connection broke without a word."""
-    if sqlstate is None or sqlstate == READ_ONLY:
+    if sqlstate is None or sqlstate == _READ_ONLY:
         return Blame.SERVER
     if sqlstate in _CONTENTION:
         return Blame.CONTENTION
     if sqlstate in _SIZE:
         return Blame.SIZE
+    if sqlstate in _SCHEMA:
+        return Blame.SCHEMA
     if sqlstate == _PROCEDURE_UNUSABLE:
         return Blame.TOPIC
     if sqlstate.startswith(_SERVER_CLASSES):

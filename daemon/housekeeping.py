@@ -12,8 +12,8 @@ import asyncpg
 
 from daemon import __version__, systemd, telemetry
 from daemon.batch import prepare_history
-from daemon.database import DATABASE_ERRORS, close, connect, sqlstate_of
-from daemon.errors import READ_ONLY, DatabaseUnavailable
+from daemon.database import DATABASE_ERRORS, can_write, close, connect
+from daemon.errors import DatabaseUnavailable
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared
@@ -50,8 +50,6 @@ class Housekeeper:
                 await self.make_round()
             except (DatabaseUnavailable, *DATABASE_ERRORS) as error:
                 log.warning(telemetry.HOUSEKEEPING_FAILED, **telemetry.error_keys(error))
-                if sqlstate_of(error) == READ_ONLY:
-                    await self.close()  # after a failover the next connection finds the new primary
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
 
@@ -95,10 +93,18 @@ class Housekeeper:
         if self._connection is not None:
             await close(self._connection)
 
+    async def _sign_in(self, connection: asyncpg.Connection) -> None:
+        try:
+            await connection.execute(SIGN_IN, self._shared.daemon_id)
+        except DATABASE_ERRORS:
+            await close(connection)  # without the proof of life others would take us for vanished
+            raise
+
     async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not can_write(self._connection):
+            await self.close()
             self._connection = await connect(
                 self._shared.settings, application_name="recalcd housekeeper", read_write=True
             )
-            await self._connection.execute(SIGN_IN, self._shared.daemon_id)
+            await self._sign_in(self._connection)
         return self._connection

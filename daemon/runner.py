@@ -119,8 +119,8 @@ class Crew:
 
     async def _is_drained(self) -> bool:
         try:
-            async with connection(self._shared.settings, application_name="recalcd drain") as connected:
-                look = await one_row(connected, LOOK, [])
+            async with connection(self._shared.settings, application_name="recalcd drain", read_write=True) as opened:
+                look = await one_row(opened, LOOK, [])
         except (DatabaseUnavailable, *DATABASE_ERRORS):  # the workers are telling the log already
             return False
         return not look["ready"] and not look["owed_count"]
@@ -211,7 +211,7 @@ class Runner:
             self._starting.cancel()  # does nothing once the start is over
 
     async def _count_dead(self, settings: Settings) -> int:
-        async with connection(settings, application_name="recalcd drain") as connected:
+        async with connection(settings, application_name="recalcd drain", read_write=True) as connected:
             dead_count = await connected.fetchval(COUNT_DEAD)
         if dead_count:
             log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)

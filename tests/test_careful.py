@@ -194,13 +194,13 @@ async def test_contention_that_passes_leaves_no_trace(db: asyncpg.Connection, pr
 async def test_the_servers_trouble_is_waited_out_and_charges_nobody(
     db: asyncpg.Connection, prompt: Settings, logged: list[Any]
 ) -> None:
-    await make_topic(db, "t", "if v_call < 6 then raise 'full' using errcode = '53100'; end if;")
+    await make_topic(db, "t", "if v_call < 40 then raise 'full' using errcode = '53100'; end if;")
     await enqueue(db, "t", *CROWD)
     async with on_duty(prompt):
         await until_empty(db)
     assert await done(db, "t") == CROWD
     assert await failures(db) == {}
-    assert [each["sqlstate"] for each in events_of(logged, telemetry.BATCH_RETRIED)] == ["53100"] * 5
+    assert {each["sqlstate"] for each in events_of(logged, telemetry.BATCH_RETRIED)} == {"53100"}
 
 
 async def test_the_servers_trouble_convicts_nobody_even_when_a_daemon_vanished_lately(
