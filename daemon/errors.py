@@ -24,6 +24,12 @@ class DatabaseUnavailable(RecalcdError):
     exit_code = 3
 
 
+class DatabaseRefuses(DatabaseUnavailable):
+    """The database, the user or the password is not accepted. At a start a wrong setting; later, a change under way."""
+
+    exit_code = 78
+
+
 class SchemaMismatch(RecalcdError):
     """The database lacks recalcd's schema, or holds that of another version."""
 
@@ -51,14 +57,23 @@ class Blame(Enum):
     TOPIC = "topic"
     """The topic's procedure is missing or may not be called: leave the topic alone for a while; charge nobody."""
 
+    SCHEMA = "schema"
+    """A table, column, function or privilege is missing: for all keys of the topic, in a migration half done or after a
+    revoke, or for one key that alone goes that way. Charge it once another has got through; else as TOPIC."""
+
     KEYS = "keys"
     """One of the keys (or the procedure, for it): find out which, and charge that one."""
 
 
-_CONTENTION = frozenset({"40001", "40P01", "55P03"})
+FORBIDDEN = "42501"
+NOTIFY_QUEUE_FULL = "54000"
+"""What a commit says that notifies when the queue is full; elsewhere, that the program's own limits are exceeded."""
+
+_CONTENTION = frozenset({"40001", "40P01", "55006", "55P03"})
 _SERVER_CLASSES = ("08", "53", "57P", "58", "25P03", "25P04")
 _READ_ONLY = "25006"  # after a failover, until the connection finds the new primary
-_OUT_OF_MEMORY = "53200"  # also what a full lock table says
+_SIZE = frozenset({"53200", "53400"})  # out of memory, which a full lock table says too; past temp_file_limit
+_SCHEMA = frozenset({FORBIDDEN, "3F000", "42P01", "42703", "42883"})
 _PROCEDURE_UNUSABLE = "RC004"  # raised by outbox.recalculate
 
 
@@ -68,8 +83,10 @@ def blame(sqlstate: str | None) -> Blame:
         return Blame.SERVER
     if sqlstate in _CONTENTION:
         return Blame.CONTENTION
-    if sqlstate == _OUT_OF_MEMORY:
+    if sqlstate in _SIZE:
         return Blame.SIZE
+    if sqlstate in _SCHEMA:
+        return Blame.SCHEMA
     if sqlstate == _PROCEDURE_UNUSABLE:
         return Blame.TOPIC
     if sqlstate.startswith(_SERVER_CLASSES):

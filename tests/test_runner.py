@@ -37,7 +37,7 @@ from waiting import eventually, wait_until_blocked
 
 from daemon import migrations, telemetry
 from daemon.embedded import create
-from daemon.errors import ConfigurationError, SchemaMismatch
+from daemon.errors import ConfigurationError, DatabaseRefuses, SchemaMismatch
 from daemon.runner import Runner
 from daemon.settings import Settings
 
@@ -328,7 +328,7 @@ async def test_told_to_stop_while_it_waits_for_the_database_it_stops(run: Run, t
 async def test_a_database_that_can_never_be_is_refused_at_once(run: Run, dsn: str) -> None:
     wrong = SecretStr(dsn.replace("/recalcd_test_", "/no_such_database_"))
     async with run(database_url=wrong) as running:
-        with pytest.raises(ConfigurationError, match="no_such_database"):
+        with pytest.raises(DatabaseRefuses, match="no_such_database"):
             await asyncio.wait_for(running.exit_code, 10)
 
 
