@@ -76,7 +76,7 @@ class CarefulRun:
             await self._note(held, charge=True)
 
     def _is_nobodys(self, failure: CallFailed) -> bool:
-        """Two parts without a common key failed alike, and none has passed since: the server, or the topic, is at fault."""
+        """Two parts without a common key failed, and none has passed since: the server or the topic is in trouble."""
         return failure.blame in (Blame.SERVER, Blame.SCHEMA) and self._held is not None
 
     async def _did_others_pass(self, failure: CallFailed) -> bool:

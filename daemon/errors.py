@@ -69,26 +69,18 @@ FORBIDDEN = "42501"
 NOTIFY_QUEUE_FULL = "54000"
 """What a commit says that notifies when the queue is full; elsewhere, that the program's own limits are exceeded."""
 
-_CONTENTION = frozenset({"40001", "40P01", "55006", "55P03"})
+_BLAMES = {
+    **dict.fromkeys(("40001", "40P01", "55006", "55P03"), Blame.CONTENTION),
+    **dict.fromkeys(("53200", "53400"), Blame.SIZE),  # out of memory, or the lock table is full; past temp_file_limit
+    **dict.fromkeys((FORBIDDEN, "3F000", "42P01", "42703", "42883"), Blame.SCHEMA),
+    "25006": Blame.SERVER,  # read-only: after a failover, until the connection finds the new primary
+    "RC004": Blame.TOPIC,  # raised by outbox.recalculate
+}
 _SERVER_CLASSES = ("08", "53", "57P", "58", "25P03", "25P04")
-_READ_ONLY = "25006"  # after a failover, until the connection finds the new primary
-_SIZE = frozenset({"53200", "53400"})  # out of memory, which a full lock table says too; past temp_file_limit
-_SCHEMA = frozenset({FORBIDDEN, "3F000", "42P01", "42703", "42883"})
-_PROCEDURE_UNUSABLE = "RC004"  # raised by outbox.recalculate
 
 
 def blame(sqlstate: str | None) -> Blame:
     """Say whose fault an error is; None means that the connection broke without a word."""
-    if sqlstate is None or sqlstate == _READ_ONLY:
+    if sqlstate is None:
         return Blame.SERVER
-    if sqlstate in _CONTENTION:
-        return Blame.CONTENTION
-    if sqlstate in _SIZE:
-        return Blame.SIZE
-    if sqlstate in _SCHEMA:
-        return Blame.SCHEMA
-    if sqlstate == _PROCEDURE_UNUSABLE:
-        return Blame.TOPIC
-    if sqlstate.startswith(_SERVER_CLASSES):
-        return Blame.SERVER
-    return Blame.KEYS
+    return _BLAMES.get(sqlstate, Blame.SERVER if sqlstate.startswith(_SERVER_CLASSES) else Blame.KEYS)

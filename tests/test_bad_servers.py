@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -32,11 +32,6 @@ SMALL: dict[str, object] = {
     "autovacuum": "off",
     "max_connections": 16,
     "max_notify_queue_pages": QUEUE_PAGES,
-}
-    "fsync": "off",
-    "max_connections": 16,
-    "max_notify_queue_pages": QUEUE_PAGES,
-    "autovacuum": "off",
 }
 
 
@@ -152,7 +147,7 @@ async def test_a_server_that_turns_read_only_for_a_while_is_waited_for(
 
 async def sees_when_writable(db: asyncpg.Connection, account: str) -> None:
     async def is_writable() -> bool:
-        return await db.fetchval("show default_transaction_read_only") == "off"
+        return str(await db.fetchval("show default_transaction_read_only")) == "off"
 
     await eventually(is_writable)
     await sees(db, account)

@@ -325,6 +325,20 @@ async def test_told_to_stop_while_it_waits_for_the_database_it_stops(run: Run, t
         assert await asyncio.wait_for(running.exit_code, 5) == 0
 
 
+@pytest.mark.usefixtures("ledger")
+async def test_a_hangup_while_it_waits_for_the_wrong_database_finds_the_right_one(
+    db: asyncpg.Connection, settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    nowhere = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
+    right = impatient(settings, log_format="json")
+    given = [right.model_copy(update={"database_url": nowhere}), right]
+    async with run(lambda: given.pop(0)) as running:
+        await running.until_told(telemetry.DATABASE_AWAITED)
+        running.signal(signal.SIGHUP)
+        await running.until_told(telemetry.SETTINGS_RELOADED)
+        await asleep(db)
+
+
 async def test_a_database_that_can_never_be_is_refused_at_once(run: Run, dsn: str) -> None:
     wrong = SecretStr(dsn.replace("/recalcd_test_", "/no_such_database_"))
     async with run(database_url=wrong) as running:
