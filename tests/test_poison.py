@@ -47,6 +47,8 @@ BAD = "k250"
 REST = [key for key in CROWD if key != BAD]
 HALVES = 2 * 9
 """Calls that find one key in 500: two halves each time, 2^9 > 500."""
+EIGHTHS = 9 + 9 + 7
+"""Calls that find one key in 500 when each loses the session: by 62 keys, by 7, one by one."""
 MEMORY_BYTES = 500_000_000
 WAITS = 3
 """Batches that may fail, with the same keys in them, for what looks like somebody else's trouble."""
@@ -103,11 +105,10 @@ POISONS = {
     "reads_only": Poison("set transaction_read_only = on; return;", "RC013", ("read-only",)),
     "breaks": Poison("alter table outbox.drift rename to elsewhere;", "42P01", ("outbox.drift",)),  # settling needs it
     "hurries": Poison("perform set_config('statement_timeout', '30s', false); perform 1 / 0;", "22012"),
-    "drops": Poison("drop table outbox.batch;", "55006"),
     "loud": Poison(
         f"{NOISE} raise exception using message = {LOUD}, detail = {LOUD}, hint = {LOUD};", "P0001", ("a.\x1b[2J",)
     ),
-    "kills": Poison("perform pg_terminate_backend(pg_backend_pid());", "RC006", ("this key alone",), 15),
+    "kills": Poison("perform pg_terminate_backend(pg_backend_pid());", "RC006", ("this key alone",), 1 + EIGHTHS),
 }
 
 
