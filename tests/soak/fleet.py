@@ -1,9 +1,9 @@
 """The daemons of a soak: processes that are killed, frozen and succeeded, and watched from outside."""
 
 import asyncio
+import contextlib
 import signal
 import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from daemons import start_daemon
 from soak.figures import Point
 from soak.stage import DAEMON_SETTINGS, Stage
 
-GROWN_UP_S = 5.0
+_CATCHES_SIGTERM = 1 << (signal.SIGTERM - 1)
 
 
 @dataclass
@@ -21,13 +21,20 @@ class Life:
 
     name: str
     process: "subprocess.Popen[bytes]"
-    started: float = field(default_factory=time.monotonic)
     memory_mb: list[Point] = field(default_factory=list)
     files: list[Point] = field(default_factory=list)
 
     @property
     def is_running(self) -> bool:
         return self.process.poll() is None
+
+    def catches_signals(self) -> bool:
+        """Whether it has come so far as to handle them; before, they would end it as they end any process."""
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+            caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+            return bool(int(caught, 16) & _CATCHES_SIGTERM)
+        return False
 
     def measure(self, now: float) -> None:
         """Note resident memory and open files, if it still lives."""
@@ -57,9 +64,10 @@ class Fleet:
         return list(range(1, len(self.current)))
 
     async def send(self, number: int, which: signal.Signals) -> Life:
-        """Send a signal to one, once it is old enough to have its handlers."""
+        """Send a signal to one, once it is ready for it."""
         life = self.current[number]
-        await asyncio.sleep(life.started + GROWN_UP_S - time.monotonic())
+        while life.is_running and not life.catches_signals():  # noqa: ASYNC110  # nobody would tell us
+            await asyncio.sleep(0.1)
         life.process.send_signal(which)
         return life
 
@@ -73,8 +81,8 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop all in order."""
-        for life in self.current:
-            life.process.send_signal(signal.SIGTERM)
+        for number in range(len(self.current)):
+            await self.send(number, signal.SIGTERM)
         for life in self.current:
             if (code := await self._ended(life)) != 0:
                 self._stage.problem(f"{life.name} ended with exit code {code} at the end")

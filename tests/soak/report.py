@@ -14,6 +14,8 @@ from soak.stage import DAEMON_SETTINGS, RECOVERY_S
 from soak.watch import Freshness
 
 WARM_UP_S = 60.0
+SHORTEST_LIFE_S = 40.0
+"""Of which half is warm-up: shorter ones tell nothing."""
 FRESH_S = 5.0 * DAEMON_SETTINGS["poll_interval_s"]
 """What no event may wait outside of fault windows: a lost NOTIFY costs one poll; the rest is for a busy machine."""
 GROWTH_MB = 1.0
@@ -48,9 +50,9 @@ class Use:
 
 def use(life: Life) -> Use | None:
     """Sum up one life; None for one that was over before it had warmed up."""
-    memory, files = _warm(life.memory_mb), _warm(life.files)
-    if len(memory) < 10:
+    if not life.memory_mb or life.memory_mb[-1][0] - life.memory_mb[0][0] < SHORTEST_LIFE_S:
         return None
+    memory, files = _warm(life.memory_mb), _warm(life.files)
     quarter = len(files) // 4
     return Use(
         life.name,
@@ -66,8 +68,6 @@ def use(life: Life) -> Use | None:
 
 def _warm(series: list[Point]) -> list[Point]:
     """Leave out the first minute; of a shorter soak, the first half."""
-    if not series:
-        return []
     start, end = series[0][0], series[-1][0]
     return [point for point in series if point[0] >= start + min(WARM_UP_S, (end - start) / 2)]
 
