@@ -20,7 +20,7 @@ RECALCULATE = statement("recalculate")
 SETTLE = statement("settle")
 MAKE_PARTITIONS = statement("make_partitions")
 
-_STATEMENTS_GONE = "26000"  # `deallocate all` in a routine takes the driver's prepared statements along
+STATEMENTS_GONE = "26000"  # `deallocate all` in a routine takes the driver's prepared statements along
 NO_PARTITION = "23514"  # at settling: the history has no partition for today
 # What a routine set for the session would otherwise be there for every batch after it. Discarding the rest would forget
 # the driver's prepared statements, and unlocking would end the hold that a command has on its job.
@@ -48,8 +48,8 @@ class CallFailed(Exception):
 
     @property
     def vanished(self) -> bool:
-        """Whether the session is gone: killed or crashed, with or without a word, or of no use any more."""
-        return ends_session(self.error) or self.sqlstate == _STATEMENTS_GONE
+        """Whether the backend is gone, killed or crashed by itself, with or without a word."""
+        return ends_session(self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Recalculation:
         try:
             await connection.execute(SETTLE, *_settled(batch), self.daemon_id, self.kind, self.keep_history)
         except DATABASE_ERRORS as error:
-            if sqlstate_of(error) == NO_PARTITION or blame_of(error) is not Blame.KEYS:
+            if sqlstate_of(error) in (NO_PARTITION, STATEMENTS_GONE) or blame_of(error) is not Blame.KEYS:
                 raise
             raise CallFailed(batch.claim, error) from error
 

@@ -11,8 +11,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from daemon import __version__, systemd, telemetry
 from daemon.auditor import Auditor
-from daemon.database import CONNECTION_ERRORS, DATABASE_ERRORS, connection, one_row, sqlstate_of
-from daemon.doorbell import LOOK, Activity, Alarm, Doorbell
+from daemon.database import CONNECTION_ERRORS, connection, sqlstate_of
+from daemon.doorbell import Activity, Alarm, Doorbell
+from daemon.drain import Drain
 from daemon.errors import FORBIDDEN, ConfigurationError, DatabaseRefuses, DatabaseUnavailable, SchemaMismatch
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
@@ -23,7 +24,6 @@ from daemon.telemetry import log
 from daemon.worker import Shared, Worker
 
 COUNT_DEAD = statement("count_dead")
-DRAIN_POLL_S = 0.1
 _SCHEMA_GONE = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -56,6 +56,7 @@ class Crew:
         shared = self._shared
         self._doorbell = Doorbell(settings, daemon_id, shared.alarm, shared.activity, shared.hints)
         self._housekeeper = Housekeeper(shared, self._state)
+        self.drain = Drain(settings, shared.hints)
         self._workers = [Worker(shared) for _ in range(settings.workers)]
         self._off_duty = asyncio.Event()
         self.ending: Ending | None = None
@@ -112,18 +113,9 @@ class Crew:
         await asyncio.wait(working)
 
     async def _watch_drain(self) -> None:
-        """Go off duty when nothing is pending and nothing is owed, except by dead keys."""
-        while not await self._is_drained():  # noqa: ASYNC110  # what is waited for happens in the database
-            await asyncio.sleep(DRAIN_POLL_S)
+        """Go off duty when nothing is left to do."""
+        await self.drain.watch()
         self.go_off_duty(Ending.DRAINED)
-
-    async def _is_drained(self) -> bool:
-        try:
-            async with connection(self._shared.settings, application_name="recalcd drain", read_write=True) as opened:
-                look = await one_row(opened, LOOK, [])
-        except (DatabaseUnavailable, *DATABASE_ERRORS):  # the workers are telling the log already
-            return False
-        return not look["ready"] and not look["owed_count"]
 
     def _state(self) -> str:
         if self._off_duty.is_set():
@@ -147,7 +139,7 @@ class Runner:
         self._starting: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Return the exit code: 0, or 1 when a drain leaves dead keys. Raises RecalcdError for every other ending."""
+        """Return the exit code: 0, or 1 when a drain leaves something. Raises RecalcdError for every other ending."""
         settings = self._load()
         telemetry.configure(settings)
         self._catch_signals()
@@ -155,7 +147,7 @@ class Runner:
         while (ending := await self._on_duty(settings)) is Ending.RELOADED:
             settings = self._reload(settings)
         log.info(telemetry.DAEMON_STOPPED, ending=ending.value)
-        return await self._count_dead(settings) if ending is Ending.DRAINED else 0
+        return await self._what_is_left(settings) if ending is Ending.DRAINED else 0
 
     async def _on_duty(self, settings: Settings) -> Ending:
         """Wait for the database, however long that takes, then work until told otherwise."""
@@ -210,12 +202,17 @@ class Runner:
         if self._starting is not None:
             self._starting.cancel()  # does nothing once the start is over
 
-    async def _count_dead(self, settings: Settings) -> int:
+    async def _what_is_left(self, settings: Settings) -> int:
+        """Return the exit code of a drain."""
         async with connection(settings, application_name="recalcd drain", read_write=True) as connected:
             dead_count = await connected.fetchval(COUNT_DEAD)
         if dead_count:
             log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)
-        return 1 if dead_count else 0
+        broken_topics = self._crew.drain.broken_topics if self._crew else []
+        for topic in broken_topics:
+            remedy = "create the procedure, grant execute on it, or name another one with `recalcd topic set`"
+            log.error(telemetry.DRAIN_LEFT_BROKEN, topic=topic, remedy=remedy)
+        return 1 if dead_count or broken_topics else 0
 
 
 async def _patiently(settings: Settings, step: Callable[[], Awaitable[None]]) -> None:

@@ -18,7 +18,9 @@ from daemon.settings import Settings, no_color
 from daemon.spans import Recorder, Span, SpanFile
 
 DAEMON_STARTED = "daemon.started"
+DRAIN_WAITING = "drain.waiting"
 DRAIN_LEFT_DEAD = "drain.left_dead"
+DRAIN_LEFT_BROKEN = "drain.left_broken"
 DATABASE_AWAITED = "database.awaited"
 DAEMON_STOPPING = "daemon.stopping"
 DAEMON_STOPPED = "daemon.stopped"

@@ -9,30 +9,28 @@ TRIES = 3
 
 @dataclass
 class Trouble:
-    """The keys that were in every such batch of late, and in none that was committed meanwhile.
+    """The keys of a topic that were in every such batch of late, and in none that was committed meanwhile.
 
     Batches of others may succeed in between, so a count of failures in a row would never grow.
     """
 
-    topic: str = ""
     keys: frozenset[str] = frozenset()
     count: int = 0
     began_after: int = 0
     """Batches that the daemon had committed when it began."""
 
-    def failed(self, topic: str, keys: Iterable[str], committed_count: int) -> None:
+    def failed(self, keys: Iterable[str], committed_count: int) -> None:
         """Hear of a batch that failed."""
         failed = frozenset(keys)
-        common = self.keys & failed if topic == self.topic else frozenset()
+        common = self.keys & failed
         if not common:
             self.count, self.began_after = 0, committed_count
-        self.topic, self.keys = topic, common or failed
+        self.keys = common or failed
         self.count += 1
 
-    def passed(self, topic: str, keys: Iterable[str]) -> None:
+    def passed(self, keys: Iterable[str]) -> None:
         """Hear of a batch that was committed."""
-        if topic == self.topic:
-            self.keys -= frozenset(keys)
+        self.keys -= frozenset(keys)
 
     @property
     def stays(self) -> bool:

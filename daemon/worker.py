@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import asyncpg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_when_event_set, wait_random_exponential
 
 from daemon import telemetry
-from daemon.batch import NO_PARTITION, Batch, CallFailed, Recalculation
+from daemon.batch import NO_PARTITION, STATEMENTS_GONE, Batch, CallFailed, Recalculation
 from daemon.careful import ACQUIT_KEYS, QUERY_CANCELED, CarefulRun, Failure, Outcome
 from daemon.claim import Claim
 from daemon.database import DATABASE_ERRORS, blame_of, can_write, close, connect, connection, sqlstate_of
@@ -28,7 +29,7 @@ SUSPECT_KEYS = statement("suspect_keys")
 EXCUSE_KEYS = statement("excuse_keys")
 SERVER_STARTED_AT = statement("server_started_at")
 # Outside the recalculation no key can be at fault: somebody makes the partition, reads the queue, or grants again.
-_PASSES_HERE = frozenset({NO_PARTITION, NOTIFY_QUEUE_FULL, FORBIDDEN})
+_PASSES_HERE = frozenset({NO_PARTITION, STATEMENTS_GONE, NOTIFY_QUEUE_FULL, FORBIDDEN})
 _CRASHED_FOR_ANOTHER = ("57P01", "57P02")
 """What a server says to its sessions, as a warning, before it ends them all: none of them is to blame."""
 
@@ -65,7 +66,7 @@ class Worker:
         self._marked: Claim | None = None
         self._after = ""
         self._retries_first = False
-        self._trouble = Trouble()
+        self._troubles: defaultdict[str, Trouble] = defaultdict(Trouble)
         self.has_batch_in_hand = False
 
     async def run(self) -> None:
@@ -168,6 +169,10 @@ class Worker:
     def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
         self._is_excused |= message.sqlstate in _CRASHED_FOR_ANOTHER
 
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+
     async def _disconnect(self) -> None:
         if self._connection is not None:
             await close(self._connection)
@@ -191,8 +196,9 @@ class Worker:
             self._after = error.claim.topic  # the other topics' turn: this one may go on failing
         if isinstance(error, CallFailed) and error.vanished:
             self._vanished = error
-            if self._connection is not None:
-                self._connection.terminate()  # it may not know yet that it is closed
+            self._drop_connection()  # it may not know yet that it is closed
+        elif sqlstate_of(error) == STATEMENTS_GONE:
+            self._drop_connection()
         elif blame_of(error) is Blame.SIZE:
             self._shared.hints.halve_all()
         if sqlstate_of(error) == NO_PARTITION:
@@ -215,8 +221,9 @@ class Worker:
                 self._leave_alone(failure)
                 return
             case Blame.SERVER | Blame.CONTENTION | Blame.SCHEMA:
-                self._trouble.failed(claim.topic, claim.keys, self._shared.committed_count)
-                if not self._trouble.stays:
+                trouble = self._troubles[claim.topic]
+                trouble.failed(claim.keys, self._shared.committed_count)
+                if not trouble.stays:
                     raise failure
             case Blame.SIZE:
                 self._shared.hints.halve(claim.topic, len(claim.keys))
@@ -225,8 +232,8 @@ class Worker:
         await self._run_carefully(connection, failure)
 
     async def _run_carefully(self, connection: asyncpg.Connection, failure: CallFailed) -> None:
-        others_passed = self._trouble.others_passed(self._shared.committed_count)
-        self._trouble = Trouble()
+        trouble = self._troubles.pop(failure.claim.topic, Trouble())
+        others_passed = trouble.others_passed(self._shared.committed_count)
         self.has_batch_in_hand = True
         recalculation = self._recalculation.watched_by(self._mark if self._shared.is_cautious else None)
         stopping = self._shared.stopping.is_set
@@ -266,7 +273,7 @@ class Worker:
         if isinstance(outcome, Failure):
             _log_failure(outcome)
         else:
-            self._trouble.passed(outcome.claim.topic, outcome.claim.keys)
+            self._troubles[outcome.claim.topic].passed(outcome.claim.keys)
             self._shared.committed_count += bool(outcome.claim.keys)
             _log_batch(outcome)
 

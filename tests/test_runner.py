@@ -278,6 +278,32 @@ async def test_a_drain_does_not_wait_for_a_paused_topic(db: asyncpg.Connection, 
     assert await pending(db) == ["k"]
 
 
+async def test_a_drain_ends_though_a_topic_is_broken_and_names_it(db: asyncpg.Connection, run: Run) -> None:
+    await make_ledger(db)
+    for topic in ("broken", "sound", "unused"):
+        await make_topic(db, topic)
+    await db.execute("drop procedure ledger.broken; drop procedure ledger.unused")
+    await enqueue(db, "broken", "k")
+    await enqueue(db, "sound", *numbered(500))
+    async with run(drain=True) as running:
+        assert await asyncio.wait_for(running.exit_code, 10) == 1
+        assert [each["topic"] for each in running.told(telemetry.DRAIN_LEFT_BROKEN)] == ["broken"]
+    assert await done(db, "sound") == numbered(500)
+    assert await pending(db) == ["k"]
+
+
+async def test_a_drain_says_once_what_it_waits_for(db: asyncpg.Connection, run: Run) -> None:
+    await make_ledger(db)
+    await make_topic(db, "t", "if v_call = 1 then raise 'no'; end if;")
+    await enqueue(db, "t", "k")
+    async with run(drain=True, workers=1, poll_interval_s=0.1) as running:
+        told = await running.until_told(telemetry.DRAIN_WAITING)
+        assert (told["owed_count"], 0 < told["next_attempt_s"] <= 5) == (1, True)
+        await make_due(db)
+        assert await running.exit_code == 0
+        assert len(running.told(telemetry.DRAIN_WAITING)) == 1
+
+
 async def test_a_database_that_is_not_up_yet_is_waited_for(
     settings: Settings, run: Run, request: pytest.FixtureRequest
 ) -> None:
