@@ -102,6 +102,10 @@ class Worker:
 
     async def _turn(self) -> bool:
         """Run one batch; false when there is nothing to do."""
+        with self._shared.activity.batch_in_hand():
+            return await self._run_batch()
+
+    async def _run_batch(self) -> bool:
         connection = await self._connected()
         started = time.monotonic()
         try:
