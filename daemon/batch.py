@@ -11,8 +11,8 @@ import asyncpg
 
 from daemon import claim as outbox
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, ends_session, sqlstate_of, transaction
-from daemon.errors import Blame, blame
+from daemon.database import DATABASE_ERRORS, blame_of, ends_session, sqlstate_of, transaction
+from daemon.errors import Blame
 from daemon.sql import statement
 from daemon.telemetry import span
 
@@ -44,7 +44,7 @@ class CallFailed(Exception):
     @property
     def blame(self) -> Blame:
         """Whose fault it is."""
-        return blame(self.sqlstate)
+        return blame_of(self.error)
 
     @property
     def vanished(self) -> bool:
@@ -127,8 +127,7 @@ class Recalculation:
         try:
             await connection.execute(SETTLE, *_settled(batch), self.daemon_id, self.kind, self.keep_history)
         except DATABASE_ERRORS as error:
-            sqlstate = sqlstate_of(error)
-            if sqlstate in (NO_PARTITION, STATEMENTS_GONE) or blame(sqlstate) is not Blame.KEYS:
+            if sqlstate_of(error) in (NO_PARTITION, STATEMENTS_GONE) or blame_of(error) is not Blame.KEYS:
                 raise
             raise CallFailed(batch.claim, error) from error
 

@@ -19,6 +19,7 @@ from daemon.sql import statement
 
 FAIL_KEY = statement("fail_key")
 ACQUIT_KEYS = statement("acquit_keys")
+GOT_THROUGH = statement("got_through")
 QUERY_CANCELED = "57014"
 
 
@@ -49,7 +50,7 @@ class CarefulRun:
     others_passed: bool = False
     """Whether other keys were recalculated since this failed first: the server's trouble is then rather the key's."""
     _held: CallFailed | None = field(default=None, init=False)
-    """Of a key alone, in what looks like the server's trouble, while no other key has passed since."""
+    """Of a key alone, in what looks like the server's or the topic's trouble, while no other key has passed since."""
 
     async def run(self, failure: CallFailed) -> None:
         """Leave no key of the claim behind but those that somebody else holds.
@@ -61,11 +62,11 @@ class CarefulRun:
             try:
                 await self._try(failure.claim.topic, parts.pop())
             except CallFailed as again:
-                if again.vanished or again.blame is Blame.TOPIC or self._is_the_servers(again):
+                if again.vanished or again.blame is Blame.TOPIC or self._is_nobodys(again):
                     raise
                 parts.extend(await self._divide(again))
         if self._held and not parts:
-            await self._note(self._held, charge=self.others_passed)
+            await self._note(self._held, charge=await self._did_others_pass(self._held))
 
     async def _try(self, topic: str, keys: list[str]) -> None:
         batch = await self.recalculation.named_keys(self.connection, topic, keys)
@@ -74,9 +75,15 @@ class CarefulRun:
             held, self._held = self._held, None
             await self._note(held, charge=True)
 
-    def _is_the_servers(self, failure: CallFailed) -> bool:
-        """Two parts without a common key failed for the server's sake, and none has passed since: it is in trouble."""
-        return failure.blame is Blame.SERVER and self._held is not None
+    def _is_nobodys(self, failure: CallFailed) -> bool:
+        """Two parts without a common key failed, and none has passed since: the server or the topic is in trouble."""
+        return failure.blame in (Blame.SERVER, Blame.SCHEMA) and self._held is not None
+
+    async def _did_others_pass(self, failure: CallFailed) -> bool:
+        """Say whether it is this key's own trouble. What passed of other topics tells nothing of this one's schema."""
+        if failure.blame is Blame.SCHEMA and self.recalculation.keep_history:
+            return bool(await self.connection.fetchval(GOT_THROUGH, failure.claim.topic, *failure.claim.keys))
+        return self.others_passed
 
     async def _divide(self, failure: CallFailed) -> list[list[str]]:
         """Return the parts to try next; none when the guilty key is alone, which is noted."""
@@ -84,7 +91,7 @@ class CarefulRun:
         if len(keys) > 1:
             await self.connection.execute(ACQUIT_KEYS, failure.claim.topic, keys)
             return _parts(keys, 1 if failure.sqlstate == QUERY_CANCELED else (len(keys) + 1) // 2)
-        if failure.blame is Blame.SERVER:
+        if failure.blame in (Blame.SERVER, Blame.SCHEMA):
             self._held = failure
         else:
             await self._note(failure, charge=failure.blame is not Blame.CONTENTION)

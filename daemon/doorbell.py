@@ -17,7 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, close, connect, one_row
+from daemon.database import DATABASE_ERRORS, can_write, close, connect, one_row
 from daemon.database import connection as brief_connection
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
@@ -175,7 +175,7 @@ class Doorbell:
             await connection.add_listener(CHANNEL, self._on_ring)
             await connection.add_listener(self._echo_channel, self._on_echo)
             # From another session: a pooler may well hand a session its own notifications, and lose everybody else's.
-            async with brief_connection(self._settings, application_name="recalcd echo") as other:
+            async with brief_connection(self._settings, application_name="recalcd echo", read_write=True) as other:
                 await self._beat(other)
             self.is_listening, self.is_degraded = True, False
             log.info(telemetry.LISTENER_STARTED)
@@ -196,11 +196,14 @@ class Doorbell:
     async def _beat(self, connection: asyncpg.Connection) -> None:
         """Send a notification through the database and back to the LISTEN session.
 
-        Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything.
+        Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything, and
+        DatabaseUnavailable when the server takes no writes any more: those whose ring we wait for are elsewhere.
         """
         payload = str(time.monotonic_ns())
         async with asyncio.timeout(self._settings.heartbeat_timeout_s):
             await connection.execute(ECHO, self._echo_channel, payload)
+        if not can_write(connection):
+            raise DatabaseUnavailable("The server we listen to has become read-only; the primary is elsewhere.")
         try:
             async with asyncio.timeout(self._settings.heartbeat_timeout_s):
                 while await self._echoes.get() != payload:

@@ -33,7 +33,7 @@ class Drain:
     async def _is_over(self) -> bool:
         skipped = self.hints.skipped(time.monotonic())
         try:
-            async with connection(self.settings, application_name="recalcd drain") as connected:
+            async with connection(self.settings, application_name="recalcd drain", read_write=True) as connected:
                 look = await one_row(connected, LOOK, skipped)
                 if look["ready"] or look["owed_count"]:
                     self._tell(0 if look["ready"] else look["owed_count"], look["next_attempt_s"])

@@ -16,9 +16,9 @@ from daemon import telemetry
 from daemon.batch import NO_PARTITION, STATEMENTS_GONE, Batch, CallFailed, Recalculation
 from daemon.careful import ACQUIT_KEYS, QUERY_CANCELED, CarefulRun, Failure, Outcome
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, close, connect, connection, sqlstate_of
+from daemon.database import DATABASE_ERRORS, blame_of, can_write, close, connect, connection, sqlstate_of
 from daemon.doorbell import Activity, Alarm
-from daemon.errors import Blame, DatabaseUnavailable, blame
+from daemon.errors import FORBIDDEN, NOTIFY_QUEUE_FULL, Blame, DatabaseUnavailable
 from daemon.hints import Hints
 from daemon.settings import Settings
 from daemon.sql import statement
@@ -28,7 +28,8 @@ from daemon.trouble import Trouble
 SUSPECT_KEYS = statement("suspect_keys")
 EXCUSE_KEYS = statement("excuse_keys")
 SERVER_STARTED_AT = statement("server_started_at")
-BROKEN_TOPIC_PAUSE_S = 30.0
+# Outside the recalculation no key can be at fault: somebody makes the partition, reads the queue, or grants again.
+_PASSES_HERE = frozenset({NO_PARTITION, STATEMENTS_GONE, NOTIFY_QUEUE_FULL, FORBIDDEN})
 _CRASHED_FOR_ANOTHER = ("57P01", "57P02")
 """What a server says to its sessions, as a warning, before it ends them all: none of them is to blame."""
 
@@ -144,7 +145,7 @@ class Worker:
 
     async def _connected(self) -> asyncpg.Connection:
         """Return a working connection; after a batch vanished, note its keys first."""
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not can_write(self._connection):
             await self._disconnect()
             connection = await connect(self._shared.settings, application_name="recalcd worker", read_write=True)
             self._connection, previous = connection, self._server_started_at
@@ -183,7 +184,7 @@ class Worker:
 
     async def _mark(self, claim: Claim) -> None:
         """Write down, in a transaction of its own, whom we are about to call: if we vanish, they were there."""
-        async with connection(self._shared.settings, application_name="recalcd witness") as witness:
+        async with connection(self._shared.settings, application_name="recalcd witness", read_write=True) as witness:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
         self._marked = claim
 
@@ -202,7 +203,7 @@ class Worker:
             self._drop_connection()  # it may not know yet that it is closed
         elif sqlstate_of(error) == STATEMENTS_GONE:
             self._drop_connection()
-        elif blame(sqlstate_of(error)) is Blame.SIZE:
+        elif blame_of(error) is Blame.SIZE:
             self._shared.hints.halve_all()
         if sqlstate_of(error) == NO_PARTITION:
             self._shared.housekeeping.set()
@@ -225,7 +226,7 @@ class Worker:
             case Blame.TOPIC:
                 self._leave_alone(failure)
                 return
-            case Blame.SERVER | Blame.CONTENTION:
+            case Blame.SERVER | Blame.CONTENTION | Blame.SCHEMA:
                 trouble = self._troubles[claim.topic]
                 trouble.failed(claim.keys, self._shared.committed_count)
                 if not trouble.stays:
@@ -248,7 +249,7 @@ class Worker:
             self._came_back(again)
             if not again.vanished:
                 await self._acquit(connection, again.claim)
-            if again.vanished or again.blame is not Blame.TOPIC:
+            if again.vanished or again.blame not in (Blame.TOPIC, Blame.SCHEMA):
                 raise
             self._leave_alone(again)
         finally:
@@ -256,11 +257,12 @@ class Worker:
 
     def _leave_alone(self, failure: CallFailed) -> None:
         """Leave a topic alone whose procedure can't be called at all."""
-        self._shared.hints.skip(failure.claim.topic, time.monotonic() + BROKEN_TOPIC_PAUSE_S)
+        retry_s = self._shared.settings.retry_max_s
+        self._shared.hints.skip(failure.claim.topic, time.monotonic() + retry_s)
         log.error(
             telemetry.TOPIC_BROKEN,
             topic=failure.claim.topic,
-            retry_s=BROKEN_TOPIC_PAUSE_S,
+            retry_s=retry_s,
             **telemetry.error_keys(failure.error),
         )
 
@@ -283,16 +285,14 @@ class Worker:
 
 
 def _will_pass(error: BaseException) -> bool:
-    """Say whether an error is the server's trouble or contention: anything else ends the daemon."""
+    """Say whether an error is one that waiting may cure: anything else ends the daemon."""
     if isinstance(error, CallFailed):
-        return error.vanished or error.blame in (Blame.SERVER, Blame.CONTENTION)
+        return error.vanished or error.blame in (Blame.SERVER, Blame.CONTENTION, Blame.SCHEMA)
     if isinstance(error, DatabaseUnavailable):
         return True
     if not isinstance(error, DATABASE_ERRORS):
         return False
-    if (sqlstate := sqlstate_of(error)) in (NO_PARTITION, STATEMENTS_GONE):
-        return True
-    return blame(sqlstate) in (Blame.SERVER, Blame.CONTENTION, Blame.SIZE)
+    return sqlstate_of(error) in _PASSES_HERE or blame_of(error) in (Blame.SERVER, Blame.CONTENTION, Blame.SIZE)
 
 
 def _log_retry(state: RetryCallState) -> None:

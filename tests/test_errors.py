@@ -9,6 +9,7 @@ from daemon.database import sqlstate_of
 from daemon.errors import (
     Blame,
     ConfigurationError,
+    DatabaseRefuses,
     DatabaseUnavailable,
     RecalcdError,
     SchemaMismatch,
@@ -33,15 +34,22 @@ from daemon.errors import (
         ("58030", Blame.SERVER),  # I/O error
         ("40001", Blame.CONTENTION),
         ("40P01", Blame.CONTENTION),
+        ("55006", Blame.CONTENTION),  # object in use
         ("55P03", Blame.CONTENTION),
         ("53200", Blame.SIZE),
+        ("53400", Blame.SIZE),  # past temp_file_limit
         ("RC004", Blame.TOPIC),
         ("57014", Blame.KEYS),  # statement timeout
         ("22P02", Blame.KEYS),
         ("23505", Blame.KEYS),
         ("2D000", Blame.KEYS),  # the procedure commits
         ("25001", Blame.KEYS),
-        ("42501", Blame.KEYS),  # inside the procedure; that it may not be called is RC004
+        ("42501", Blame.SCHEMA),  # inside the procedure; that it may not be called is RC004
+        ("3F000", Blame.SCHEMA),
+        ("42P01", Blame.SCHEMA),
+        ("42703", Blame.SCHEMA),
+        ("42883", Blame.SCHEMA),
+        ("42601", Blame.KEYS),
         ("54001", Blame.KEYS),  # stack depth
         ("P0001", Blame.KEYS),
         ("RC001", Blame.KEYS),
@@ -85,5 +93,12 @@ def test_what_asyncpg_makes_up_itself_has_no_sqlstate() -> None:
 
 
 def test_every_ending_of_a_command_has_its_exit_code() -> None:
-    endings = [RecalcdError, UsageError, DatabaseUnavailable, SchemaMismatch, ConfigurationError]
-    assert [each.exit_code for each in endings] == [1, 2, 3, 4, 78]
+    endings = [RecalcdError, UsageError, DatabaseUnavailable, SchemaMismatch, ConfigurationError, DatabaseRefuses]
+    assert [each.exit_code for each in endings] == [1, 2, 3, 4, 78, 78]
+
+
+def test_a_plan_that_ddl_outdated_is_no_keys_fault_and_an_unsupported_feature_is() -> None:
+    assert failed(asyncpg.InvalidCachedStatementError("cached plan must not change result type")).blame is (
+        Blame.CONTENTION
+    )
+    assert failed(asyncpg.FeatureNotSupportedError("not implemented")).blame is Blame.KEYS

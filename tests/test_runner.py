@@ -37,7 +37,7 @@ from waiting import eventually, wait_until_blocked
 
 from daemon import migrations, telemetry
 from daemon.embedded import create
-from daemon.errors import ConfigurationError, SchemaMismatch
+from daemon.errors import ConfigurationError, DatabaseRefuses, SchemaMismatch
 from daemon.runner import Runner
 from daemon.settings import Settings
 
@@ -351,10 +351,24 @@ async def test_told_to_stop_while_it_waits_for_the_database_it_stops(run: Run, t
         assert await asyncio.wait_for(running.exit_code, 5) == 0
 
 
+@pytest.mark.usefixtures("ledger")
+async def test_a_hangup_while_it_waits_for_the_wrong_database_finds_the_right_one(
+    db: asyncpg.Connection, settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    nowhere = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
+    right = impatient(settings, log_format="json")
+    given = [right.model_copy(update={"database_url": nowhere}), right]
+    async with run(lambda: given.pop(0)) as running:
+        await running.until_told(telemetry.DATABASE_AWAITED)
+        running.signal(signal.SIGHUP)
+        await running.until_told(telemetry.SETTINGS_RELOADED)
+        await asleep(db)
+
+
 async def test_a_database_that_can_never_be_is_refused_at_once(run: Run, dsn: str) -> None:
     wrong = SecretStr(dsn.replace("/recalcd_test_", "/no_such_database_"))
     async with run(database_url=wrong) as running:
-        with pytest.raises(ConfigurationError, match="no_such_database"):
+        with pytest.raises(DatabaseRefuses, match="no_such_database"):
             await asyncio.wait_for(running.exit_code, 10)
 
 

@@ -26,7 +26,6 @@ from pydantic import SecretStr
 from servers import Connect
 from waiting import eventually, wait_until_blocked
 
-import daemon.worker
 from daemon import telemetry
 from daemon.settings import Settings
 
@@ -43,12 +42,6 @@ async def ledger(db: asyncpg.Connection) -> None:
     await make_ledger(db)
 
 
-@pytest.fixture
-def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon.worker, "BROKEN_TOPIC_PAUSE_S", 0.5)
-
-
-@pytest.mark.usefixtures("short_pause")
 async def test_a_topic_whose_procedure_is_gone_stops_nobody_else_and_resumes_when_it_is_back(
     db: asyncpg.Connection, prompt: Settings, logged: list[Any]
 ) -> None:

@@ -30,9 +30,10 @@ begin
             using errcode = 'RC001', hint = 'Begin the transaction with: isolation level read committed.';
     end if;
 
-    -- For the rest of the transaction. Waiting for somebody else's lock is contention, not work; a client that is
-    -- gone must not keep the keys' locks; compiling short statements costs more than it saves; nobody reads notices.
-    perform set_config('lock_timeout', '5s', true),
+    -- For the rest of the transaction. Waiting for somebody else's lock is contention, not work, and must be told as
+    -- that before the statement's time is up; a client that is gone must not keep the keys' locks; compiling short
+    -- statements costs more than it saves; nobody reads notices.
+    perform set_config('lock_timeout', least(5000, t.statement_timeout_s * 500) || 'ms', true),
             set_config('idle_in_transaction_session_timeout', '30s', true),
             set_config('jit', 'off', true),
             set_config('client_min_messages', 'warning', true),
