@@ -105,7 +105,11 @@ KINDS = {
     "isolates": Poison("set transaction isolation level serializable;", "25001"),
     "becomes": Poison("set role pg_monitor;", "RC013", ("changed the role",)),
     "reads_only": Poison("set transaction_read_only = on; return;", "RC013", ("read-only",)),
-    "breaks": Poison("alter table outbox.drift rename to elsewhere;", "42P01", ("outbox.drift",)),  # settling needs it
+    "breaks": Poison(  # what settling needs
+        "alter sequence outbox.batch_batch_id_seq maxvalue 9 restart 9; perform nextval('outbox.batch_batch_id_seq');",
+        "2200H",
+        ("reached maximum value",),
+    ),
     "hurries": Poison("perform set_config('statement_timeout', '30s', false); perform 1 / 0;", "22012"),
     "loud": Poison(
         f"{NOISE} raise exception using message = {LOUD}, detail = {LOUD}, hint = {LOUD};", "P0001", ("a.\x1b[2J",)
