@@ -66,6 +66,8 @@ class Worker:
         self._marked: Claim | None = None
         self._after = ""
         self._retries_first = False
+        self._sweeping: str | None = None
+        """The topic whose events below the mark the last claim was for."""
         self._troubles: defaultdict[str, Trouble] = defaultdict(Trouble)
         self.has_batch_in_hand = False
 
@@ -124,23 +126,26 @@ class Worker:
         finally:
             self.has_batch_in_hand = False
         if batch is None:
-            return self._shared.hints.found_nothing(time.monotonic())
+            return self._sweeping is not None or self._shared.hints.found_nothing(time.monotonic())
         self._after = batch.claim.topic
         self._report(batch)
         self._remember(batch, time.monotonic() - started)
         return True
 
     async def _next_batch(self, connection: asyncpg.Connection) -> Batch | None:
-        self._retries_first = not self._retries_first
         recalculation = self._recalculation
         if self._shared.is_cautious:
             recalculation = recalculation.watched_by(self._mark)
         self._marked = None
+        now, hints = time.monotonic(), self._shared.hints
+        self._sweeping = None if self._sweeping else hints.next_sweep(now)  # by turns with new events
+        if not self._sweeping:
+            self._retries_first = not self._retries_first
         return await recalculation.next_batch(
             connection,
-            self._shared.hints.for_claim(time.monotonic()),
+            hints.for_claim(now, sweep=self._sweeping),
             after=self._after,
-            retries_first=self._retries_first,
+            retries_first=self._retries_first and not self._sweeping,
         )
 
     async def _connected(self) -> asyncpg.Connection:
@@ -269,6 +274,8 @@ class Worker:
     def _remember(self, batch: Batch, seconds: float) -> None:
         claim, hints = batch.claim, self._shared.hints
         hints.claimed(claim.topic, claim.head_event_id, time.monotonic())
+        if claim.topic == self._sweeping:
+            hints.swept(claim.topic, claim.head_event_id, time.monotonic(), is_full=claim.is_full)
         if not claim.suspects:
             hints.took(claim.topic, len(claim.keys), seconds, is_full=claim.is_full)
         if claim.is_full:

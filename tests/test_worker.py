@@ -1,7 +1,10 @@
 """A daemon at work: topics that wait or break, connections that are lost, workers that share."""
 
+import asyncio
+import time
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -27,7 +30,10 @@ from servers import Connect
 from waiting import eventually, wait_until_blocked
 
 from daemon import telemetry
+from daemon.doorbell import Activity, Alarm
+from daemon.hints import TRAIL_S, Hints
 from daemon.settings import Settings
+from daemon.worker import Shared, Worker
 
 CROWD = numbered(500)
 
@@ -227,3 +233,25 @@ async def test_chained_topics_are_done_in_turn(db: asyncpg.Connection, prompt: S
         await enqueue(db, "t", *CROWD)
         await until_empty(db)
     assert await done(db, "u") == CROWD
+
+
+async def test_what_lies_below_the_mark_of_a_topic_does_not_wait_for_the_busy_ones(
+    db: asyncpg.Connection, prompt: Settings
+) -> None:
+    for topic in ("busy", "quiet"):
+        await make_topic(db, topic)
+        await enqueue(db, topic, "first")
+    forgetful = prompt.model_copy(update={"history_days": 0})  # no housekeeper makes partitions here
+    shared = Shared(forgetful, uuid4(), Alarm(), Activity(0), Hints(1), asyncio.Event())
+    worker = Worker(shared)
+    while await worker._turn():
+        pass
+    shared.hints.claimed("quiet", 1_000_000, time.monotonic() - TRAIL_S)
+    await enqueue(db, "quiet", "given back by another daemon")
+    worker._after = "quiet"
+    shared.hints.sweep()
+    for _ in range(6):
+        await enqueue(db, "busy", "again")
+        await worker._turn()
+    await worker._disconnect()
+    assert await done(db, "quiet") == ["first", "given back by another daemon"]
