@@ -1,7 +1,7 @@
 """A school on the stage: what its writers, its workers and its operator do, and what may go wrong for them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,9 +37,11 @@ TOPIC = Topic("reports.student", batch_keys=2, lists_keys=True)
 TROUBLES = ["22012", "57014", "40001", "53200", "RC004"]
 """What the recalculation of a poisoned key raises: one for every way in which the daemon takes it."""
 CONTENTION = {"40001", "40P01", "55P03"}
-WRITES = [*ARGUMENTS, *["record_feedback"] * 12, *["set_assignment", "join_group", "leave_group", "edit_assignment"] * 2]
-PATIENCE_MS = 5
-"""How long a writer waits for a lock while another writer waits already: they must not wait for each other."""
+WRITES = [
+    *ARGUMENTS,
+    *["record_feedback"] * 12,
+    *["set_assignment", "join_group", "leave_group", "edit_assignment"] * 2,
+]
 _ROUNDS = 100
 
 _SCHEMA = """
@@ -79,11 +81,10 @@ _SHAPE = """
 _LOCK = "perform outbox.lock_keys('reports.student', p_keys);"
 
 _RESET = """
-delete from stage.poison; delete from outbox.event; delete from outbox.failure; delete from outbox.suspect;
-delete from outbox.drift; delete from outbox.batch; delete from outbox.job;
-delete from reports.report_student_unit_rollups; delete from reports.report_student_rollups;
-delete from school.feedback; delete from school.assignment; delete from school.group_membership;
-delete from school.student; delete from school.cohort; delete from school.class_group; delete from school.unit;
+truncate stage.poison, outbox.event, outbox.failure, outbox.suspect, outbox.drift, outbox.batch,
+    reports.report_student_unit_rollups, reports.report_student_rollups,
+    school.feedback, school.assignment, school.group_membership, school.student, school.cohort, school.class_group,
+    school.unit;
 delete from school.timeframe where ends_on <> 'infinity';
 select setval('stage.ids', 1, false);
 select outbox.set_topic('reports.student', 'stage.recalculate', p_max_attempts => 2, p_batch_keys => 2,
@@ -155,7 +156,7 @@ class SchoolStage:
         for kind in ("activity", "assessment"):
             await school.assign(kind=kind)
         await school.settle()
-        self.clock.now = 0.0
+        self.clock.now, self.seen, self.is_anything_to_do = 0.0, None, False
         self.poisoned.clear()
         shared = [
             Shared(self.settings, uuid4(), Alarm(), Activity(0), Hints(self.settings.batch_target_s), asyncio.Event())
@@ -206,9 +207,10 @@ class SchoolStage:
         """Call a write function, in a transaction that stays open. A refused one leaves nothing behind."""
         if not writer.connection.is_in_transaction():
             await writer.connection.transaction().start()
-        others_wait = any(actor.stands is not Stands.IDLE for actor in self._named("writer"))
-        await writer.connection.execute(f"set lock_timeout = {PATIENCE_MS if others_wait else 0}")
+        others_wait = len(self.writers) < len(self._named("writer"))
         await self.stage.start(writer, _write(writer.connection, name, tape))
+        if others_wait and writer.stands is Stands.BEHIND_A_LOCK:  # they must not wait for each other
+            await self.stage.cancel(writer)
 
     async def end(self, writer: Actor, how: str) -> None:
         """Commit or roll back what a writer has written."""
@@ -318,7 +320,7 @@ async def _write(connection: asyncpg.Connection, name: str, tape: int) -> None:
         tape, drawn = divmod(tape, below)
         return drawn
 
-    with suppress(asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+    with suppress(asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError):
         await write(School(connection), draw, [name])
 
 

@@ -138,6 +138,13 @@ class Stage:
             actor.stepped.go()
         await self._until_still()
 
+    async def cancel(self, actor: Actor) -> None:
+        """Cancel the statement of an actor who waits for a lock, its last one; what it raises then, is its own affair."""
+        assert actor.task is not None
+        await self.gatekeeper.execute("select pg_cancel_backend($1)", actor.pid)
+        await asyncio.wait([actor.task])
+        await self._until_still()
+
     async def clear(self) -> None:
         """Send everybody home."""
         await self.gatekeeper.execute("select pg_advisory_unlock_all()")
