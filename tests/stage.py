@@ -17,7 +17,7 @@ import asyncpg
 from daemon.database import close
 
 GATE = 4712
-"""Advisory lock class of the gates: a session stops at `stage.stop()` while the gatekeeper holds the gate of its pid."""
+"""Advisory lock class of the gates: `stage.stop()` stops a session while the gatekeeper holds the gate of its pid."""
 
 DEADLOCK_TIMEOUT_S = 0.01
 """Actors look for deadlocks this soon, and the stage waits until they have looked."""
@@ -47,13 +47,13 @@ class Stands(Enum):
 
 
 class Stepped:
-    """A connection whose user stops before every statement; but not to begin or roll back, which nobody else can see."""
+    """A connection whose user stops before every statement, but for those that begin like `passing`."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._go = asyncio.Event()
         self.is_stopped = False
-        self.log: list[str] = []
+        self.passing: tuple[str, ...] = ("begin", "rollback")  # nobody else can see those
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -71,7 +71,7 @@ class Stepped:
         return await self._pass(self._connection.fetchval, query, *arguments)
 
     async def _pass(self, method: Callable[..., Awaitable[Any]], query: str, *arguments: object) -> Any:
-        if not query.startswith(("begin", "rollback")):
+        if not query.startswith(self.passing):
             self.is_stopped = True
             await self._go.wait()
             self._go.clear()
@@ -139,7 +139,7 @@ class Stage:
         await self._until_still()
 
     async def cancel(self, actor: Actor) -> None:
-        """Cancel the statement of an actor who waits for a lock, its last one; what it raises then, is its own affair."""
+        """Cancel the statement of an actor who waits for a lock, and which is its last."""
         assert actor.task is not None
         await self.gatekeeper.execute("select pg_cancel_backend($1)", actor.pid)
         await asyncio.wait([actor.task])
@@ -202,7 +202,8 @@ async def stage_on(dsn: str, *names: str) -> AsyncIterator[Stage]:
     impatience = {"deadlock_timeout": f"{DEADLOCK_TIMEOUT_S * 1000:.0f}ms"}
     try:
         for name in ("gatekeeper", *names):
-            opened.append(await asyncpg.connect(dsn, server_settings={"application_name": name, **impatience}))
+            settings = {"application_name": name, **impatience}
+            opened.append(await asyncpg.connect(dsn, server_settings=settings))  # closed if one fails
         await opened[0].execute(STAGE_SQL)
         actors = [Actor(name, connection) for name, connection in zip(names, opened[1:], strict=True)]
         yield Stage(opened[0], actors)

@@ -263,7 +263,9 @@ def write_and_ring(bell: Bell, number: int, writer: Writer) -> Iterator[Bell]:
         changed = replace(changed, will_notify=any(sleeper.is_armed for sleeper in bell.sleepers))
     after = replace(bell, writers=put(bell.writers, number, changed))
     if writer.step == 2:
-        rung = tuple(replace(each, is_rung=each.is_rung or (writer.will_notify and each.hears)) for each in bell.sleepers)
+        rung = tuple(
+            replace(each, is_rung=each.is_rung or (writer.will_notify and each.hears)) for each in bell.sleepers
+        )
         after = replace(after, pending=bell.pending + 1, sleepers=rung)
     yield after
 
