@@ -242,8 +242,7 @@ LEAKS = """
     perform set_config('search_path', 'pg_catalog', false), set_config('jit', 'on', false),
             set_config('statement_timeout', '1s', false), set_config('lock_timeout', '1ms', false),
             set_config('session_replication_role', 'replica', false), set_config('application_name', 'me', false),
-            set_config('default_transaction_isolation', 'serializable', false), set_config('work_mem', '64kB', false),
-            set_config('default_transaction_read_only', 'on', false), set_config('idle_session_timeout', '1s', false);
+            set_config('default_transaction_isolation', 'serializable', false), set_config('work_mem', '64kB', false);
     execute 'listen outbox';
     create temporary table leak ();
     perform pg_advisory_lock(outbox.key_lock_id('clean', 'k000')), pg_advisory_lock(1);
