@@ -214,7 +214,8 @@ class SchoolStage:
 
     async def end(self, writer: Actor, how: str) -> None:
         """Commit or roll back what a writer has written."""
-        transaction = writer.connection._top_xact
+        connection: Any = writer.connection
+        transaction = connection._top_xact
         if transaction is not None:
             await self.stage.start(writer, getattr(transaction, how)())
 

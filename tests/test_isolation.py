@@ -1,8 +1,8 @@
 """Each race that the design names, in every order of the statements of those who race.
 
 The code is the shipped code, stopped before every statement, and in the procedure between reading and writing. After
-every schedule, what is cached must be true; and each race is run once more with what protects from it left out, when at least
-one schedule must be seen to break. Two sessions that race by hand: test_mutations.
+every schedule, what is cached must be true; and each race is run once more with what protects from it left out, when at
+least one schedule must be seen to break. Two sessions that race by hand: test_mutations.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
