@@ -31,7 +31,7 @@ from daemon.replay import Replayer
 from daemon.settings import Settings
 from daemon.sql import SQL_ROOT
 from daemon.verify import Verifier
-from daemon.worker import BROKEN_TOPIC_PAUSE_S, Shared, Worker, _will_pass
+from daemon.worker import Shared, Worker, _will_pass
 
 TOPIC = Topic("reports.student", batch_keys=2, lists_keys=True)
 TROUBLES = ["22012", "57014", "40001", "53200", "RC004"]
@@ -214,7 +214,8 @@ class SchoolStage:
 
     async def end(self, writer: Actor, how: str) -> None:
         """Commit or roll back what a writer has written."""
-        transaction = writer.connection._top_xact
+        connection: Any = writer.connection
+        transaction = connection._top_xact
         if transaction is not None:
             await self.stage.start(writer, getattr(transaction, how)())
 
@@ -389,7 +390,7 @@ UPSETS: dict[str, Callable[[SchoolStage, int], Coroutine[Any, Any, None]]] = {
     "let failures fall due": lambda school, _: school.make_due(),
     "let the mark follow": lambda school, _: school.pass_time(TRAIL_S),
     "let it be time to sweep": lambda school, _: school.pass_time(2 * SWEEP_S),
-    "let it be time for a broken topic": lambda school, _: school.pass_time(BROKEN_TOPIC_PAUSE_S),
+    "let it be time for a broken topic": lambda school, _: school.pass_time(school.settings.retry_max_s),
     "pause": lambda school, _: school.pause(),
     "resume": lambda school, _: school.resume(),
 }

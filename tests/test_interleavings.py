@@ -26,7 +26,7 @@ EXAMPLES = int(os.environ.get("INTERLEAVINGS", "0"))
 ACTORS = ("writer 1", "writer 2", "worker 1", "worker 2", "worker 3", "operator")
 
 PROFILE = profile(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 30,
     stateful_step_count=50,
     derandomize=not EXAMPLES,
     database=None,

@@ -1,8 +1,8 @@
 """Each race that the design names, in every order of the statements of those who race.
 
 The code is the shipped code, stopped before every statement, and in the procedure between reading and writing. After
-every schedule, what is cached must be true; and each race is run once more with what protects from it left out, when at least
-one schedule must be seen to break. Two sessions that race by hand: test_mutations.
+every schedule, what is cached must be true; and each race is run once more with what protects from it left out, when at
+least one schedule must be seen to break. Two sessions that race by hand: test_mutations.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,7 @@ from stage import Actor, Stage, stage_on
 
 import daemon.doorbell
 from daemon.batch import SETTLE, CallFailed
-from daemon.careful import run_carefully
+from daemon.careful import CarefulRun
 from daemon.database import transaction
 from daemon.doorbell import Activity, Alarm, Doorbell
 from daemon.hints import TRAIL_S, Hints
@@ -233,4 +233,4 @@ async def fail(connection: asyncpg.Connection) -> None:
     """Run a batch that fails, as a worker does."""
     with pytest.raises(CallFailed) as raised:
         await next_batch(connection)
-    await run_carefully(LIVE, connection, raised.value, report=lambda _: None, stopping=lambda: False)
+    await CarefulRun(LIVE, connection, report=lambda _: None).run(raised.value)

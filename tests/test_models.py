@@ -7,6 +7,7 @@ is left out once, to see the model find what then goes wrong. What the steps do 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeVar
 
 import pytest
@@ -236,7 +237,7 @@ def ringing(rules: Rules) -> Callable[[Bell], Iterator[Bell]]:
         for number, writer in enumerate(bell.writers):
             yield from map(sort, write_and_ring(bell, number, writer))
         for number, sleeper in enumerate(bell.sleepers):
-            for changed, left in live(bell, number, sleeper, rules):
+            for changed, left in chain(live(bell, number, sleeper, rules), lose_session(bell, sleeper, rules)):
                 yield sort(replace(bell, pending=left, sleepers=put(bell.sleepers, number, changed)))
 
     return successors
@@ -288,14 +289,13 @@ def live(bell: Bell, number: int, sleeper: Sleeper, rules: Rules) -> Iterator[tu
             yield Sleeper("arm"), bell.pending
         case "listen":
             yield Sleeper("work" if rules.daemons_come_back else "nothing", hears=rules.daemons_come_back), bell.pending
-    if sleeper.is_armed and sleeper.hears:  # killed, or cut off
-        yield lose_session(sleeper, rules), bell.pending
 
 
-def lose_session(sleeper: Sleeper, rules: Rules) -> Sleeper:
-    if rules.the_lock_goes_with_the_listener:
-        return Sleeper("listen", hears=False)
-    return replace(sleeper, hears=False)
+def lose_session(bell: Bell, sleeper: Sleeper, rules: Rules) -> Iterator[tuple[Sleeper, int]]:
+    """Let an armed daemon be killed, or cut off."""
+    if sleeper.is_armed and sleeper.hears:
+        lost = Sleeper("listen") if rules.the_lock_goes_with_the_listener else sleeper
+        yield replace(lost, hears=False), bell.pending
 
 
 def arm(bell: Bell, number: int, sleeper: Sleeper, rules: Rules) -> Sleeper:
