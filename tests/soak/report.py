@@ -14,8 +14,8 @@ from soak.stage import DAEMON_SETTINGS, RECOVERY_S
 from soak.watch import Freshness
 
 WARM_UP_S = 60.0
-FRESH_S = 2 * DAEMON_SETTINGS["poll_interval_s"] + 1.0
-"""What no event may wait outside of fault windows: two polls, and a second for a busy machine."""
+FRESH_S = 5.0 * DAEMON_SETTINGS["poll_interval_s"]
+"""What no event may wait outside of fault windows: a lost NOTIFY costs one poll; the rest is for a busy machine."""
 GROWTH_MB = 1.0
 """Memory that a whole series may gain without being called a leak, whatever its slope says."""
 GROWTH_FILES = 3
