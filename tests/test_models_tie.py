@@ -12,7 +12,7 @@ import asyncpg
 from engine import LIVE, impatient, make_ledger, record
 from test_models import SHIPPED, Claiming, claiming, explore, is_stale
 
-from daemon.batch import RECALCULATE, SETTLE
+from daemon.batch import RECALCULATE, SETTLE, TIDY_SESSION, UNLOCK_SESSION
 from daemon.claim import CLAIM
 from daemon.doorbell import ARM, LOOK, Activity, Alarm, Doorbell
 from daemon.hints import Hints
@@ -89,7 +89,7 @@ async def program_of_a_batch(db: asyncpg.Connection) -> tuple[str, ...]:
     assert begin == "begin isolation level read committed"
     (claim,), (claim_keys,) = bodies("outbox.claim"), bodies("outbox.claim_keys")
     inner = {"claim": named(claim, CLAIM_STATEMENTS), "claim keys": named(claim_keys, CLAIM_STATEMENTS), "settle": []}
-    statements = [names[query] for query in sent]
+    statements = [names[query.removesuffix(TIDY_SESSION + UNLOCK_SESSION)] for query in sent]
     for whole in ("claim", "claim keys", "settle"):
         statements = [part for each in statements for part in (inner[whole] if each == whole else [each])]
     return tuple(step for each in statements for step in MODEL[each])
