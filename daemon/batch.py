@@ -24,8 +24,8 @@ STATEMENTS_GONE = "26000"  # `deallocate all` in a routine takes the driver's pr
 NO_PARTITION = "23514"  # at settling: the history has no partition for today
 # What a routine set for the session would otherwise be there for every batch after it. Discarding the rest would forget
 # the driver's prepared statements, and unlocking would end the hold that a command has on its job.
-_TIDY_SESSION = "; reset session authorization; reset all; unlisten *; discard temp"
-_UNLOCK_SESSION = "; select pg_advisory_unlock_all()"
+TIDY_SESSION = "; reset session authorization; reset all; unlisten *; discard temp"
+UNLOCK_SESSION = "; select pg_advisory_unlock_all()"
 
 Kind = Literal["live", "replay", "backfill", "repair"]
 Witness = Callable[[Claim], Awaitable[None]]
@@ -96,7 +96,7 @@ class Recalculation:
 
     def transaction(self, connection: asyncpg.Connection) -> AbstractAsyncContextManager[None]:
         """Run a transaction that leaves the session as it was, whatever the topic's routine did to it."""
-        return transaction(connection, _TIDY_SESSION + (_UNLOCK_SESSION if self.kind == "live" else ""))
+        return transaction(connection, TIDY_SESSION + (UNLOCK_SESSION if self.kind == "live" else ""))
 
     async def _run(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
         if not claim.keys:

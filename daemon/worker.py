@@ -105,6 +105,10 @@ class Worker:
 
     async def _turn(self) -> bool:
         """Run one batch; false when there is nothing to do."""
+        with self._shared.activity.batch_in_hand():
+            return await self._run_batch()
+
+    async def _run_batch(self) -> bool:
         connection = await self._connected()
         started = time.monotonic()
         try:
@@ -212,7 +216,9 @@ class Worker:
     async def _judge(self, connection: asyncpg.Connection, failure: CallFailed) -> None:
         """Find out whose fault it is, and act on it. Raises the failure when trying again is all there is to do."""
         claim = failure.claim
-        facts = {"topic": claim.topic, "key_count": len(claim.keys), "blame": failure.blame.value}
+        facts: dict[str, Any] = {"topic": claim.topic, "key_count": len(claim.keys), "blame": failure.blame.value}
+        if failure.vanished and len(claim.keys) == 1:
+            facts["key"] = claim.keys[0]  # the culprit, if it happens again: nobody else was there
         log.warning(
             telemetry.BATCH_VANISHED if failure.vanished else telemetry.BATCH_FAILED,
             **facts,

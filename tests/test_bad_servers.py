@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -18,8 +19,8 @@ from servers import TestServer
 from waiting import eventually
 
 from daemon import telemetry
-from daemon.database import close
-from daemon.embedded import EmbeddedPostgres, embedded_postgres
+from daemon.database import CONNECTION_ERRORS, close
+from daemon.embedded import EmbeddedPostgres, create, embedded_postgres
 from daemon.housekeeping import ROUND_S
 from daemon.status import read_status
 
@@ -269,6 +270,51 @@ async def run_out_of_disk(dsn: str, folder: Path, log: Path) -> None:
             assert await failures(db) == {}
         await recovered(db)
         assert not started.told(telemetry.KEY_FAILED)
+
+
+@pytest.fixture
+def on_small_disk() -> Iterator[EmbeddedPostgres]:
+    """Start a server whose whole cluster, write-ahead log and all, is on a small file system."""
+    server = create(settings={"fsync": "off", "max_wal_size": "48MB", "min_wal_size": "32MB"})
+    try:
+        with tmpfs(server.data, size_mb=160):
+            try:
+                server.initialise()
+                server.start()
+                asyncio.run(TestServer(server.dsn(), "ledger").migrate_template())
+                yield server
+            finally:
+                server.stop("immediate")
+    finally:
+        shutil.rmtree(server.home)
+
+
+async def test_a_server_that_crashes_for_want_of_disk_loses_nothing(on_small_disk: EmbeddedPostgres, log: Path) -> None:
+    server, dsn = on_small_disk, on_small_disk.dsn("ledger")
+    async with open_to(dsn) as db:
+        await make_ledger(db)
+    async with daemon(dsn, log) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
+        await started.until_told(telemetry.BATCH_COMMITTED)
+        with full(server.data):
+            await write_until_it_crashes(dsn)
+            await started.until_told(telemetry.BATCH_RETRIED)
+        if server.pid is None:  # its own restart failed for the same reason
+            await asyncio.to_thread(server.start)
+        await writer.writes_on()
+        assert started.lives()
+    async with open_to(dsn) as db, daemon(dsn, log):
+        await recovered(db)
+        assert await db.fetchval("select count(*) from ledger.entry") >= writer.written_count
+        assert await db.fetchval("select count(*) from outbox.suspect") == 0
+
+
+async def write_until_it_crashes(dsn: str) -> None:
+    """Write to the log until it finds no room for another segment, which Postgres answers with a PANIC."""
+    async with open_to(dsn) as db:
+        with suppress(*CONNECTION_ERRORS):
+            while True:
+                with suppress(asyncpg.DiskFullError):
+                    await db.execute("select pg_logical_emit_message(false, 'ballast', repeat('x', 1000000))")
 
 
 # Clocks

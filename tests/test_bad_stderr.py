@@ -32,5 +32,5 @@ async def test_a_stderr_that_takes_nothing_stops_nothing(db: asyncpg.Connection,
 def _start(dsn: str, closed: str) -> subprocess.Popen[bytes]:
     """Run a daemon with its stderr like that, and print its exit code."""
     command = f"exec 3>&1; {{ {sys.executable} -m cli run; echo $? >&3; }} {closed}"
-    environment = {**os.environ, "RECALCD_DATABASE_URL": dsn, **PROMPT}
+    environment = {**os.environ, "RECALCD_DATABASE_URL": dsn, **PROMPT, "RECALCD_LOG_FORMAT": "auto"}
     return subprocess.Popen(["bash", "-c", command], env=environment, stdout=subprocess.PIPE, start_new_session=True)

@@ -285,7 +285,7 @@ async def test_a_drain_ends_though_a_topic_is_broken_and_names_it(db: asyncpg.Co
     await db.execute("drop procedure ledger.broken; drop procedure ledger.unused")
     await enqueue(db, "broken", "k")
     await enqueue(db, "sound", *numbered(500))
-    async with run(drain=True) as running:
+    async with run(drain=True, retry_max_s=30.0) as running:  # longer than a drain takes to look
         assert await asyncio.wait_for(running.exit_code, 10) == 1
         assert [each["topic"] for each in running.told(telemetry.DRAIN_LEFT_BROKEN)] == ["broken"]
     assert await done(db, "sound") == numbered(500)

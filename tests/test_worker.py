@@ -215,9 +215,9 @@ async def test_all_connections_lost_at_once_cost_nothing_but_time(db: asyncpg.Co
 async def test_a_batch_grows_back_after_a_slow_moment_though_keys_repeat(
     db: asyncpg.Connection, prompt: Settings
 ) -> None:
-    await make_topic(db, "t", "if v_call = 1 then perform pg_sleep(0.5); end if;", batch_keys=100)
+    await make_topic(db, "t", "if v_call = 1 then perform pg_sleep(1.5); end if;", batch_keys=100)
     await enqueue(db, "t", *[key for key in CROWD for _ in range(2)])  # a head of n events holds n/2 keys
-    async with on_duty(impatient(prompt, batch_target_s=0.05)):
+    async with on_duty(impatient(prompt, batch_target_s=0.5)):
         await until_empty(db)
     largest = await db.fetchval(
         "select max(n) from (select count(*) as n from ledger.done where call > 1 group by call) as c"
