@@ -12,7 +12,7 @@ from daemons import start_daemon
 from soak.figures import Point
 from soak.stage import DAEMON_SETTINGS, Stage
 
-_CATCHES_SIGTERM = 1 << (signal.SIGTERM - 1)
+_CAUGHT = (1 << (signal.SIGTERM - 1)) | (1 << (signal.SIGHUP - 1))
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Life:
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
             caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
-            return bool(int(caught, 16) & _CATCHES_SIGTERM)
+            return int(caught, 16) & _CAUGHT == _CAUGHT
         return False
 
     def measure(self, now: float) -> None:
