@@ -22,7 +22,7 @@ from crash_world import Site, breaking_ground
 
 from daemon.sql import SQL_ROOT
 
-pytestmark = [pytest.mark.own_server, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.own_server, pytest.mark.timeout(600)]
 
 LIVE, *OTHERS = (*OF_THE_DAEMON, *OF_THE_OPERATORS)
 SHARES = 4
