@@ -15,7 +15,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 SOUND := $(shell grep -qxF '$(CURDIR)' $(STAMP) 2>/dev/null && $(BIN)/python -c '' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test interleavings bench soak docs lint format clean again
+.PHONY: help setup demo test crashpoints interleavings bench soak docs lint format clean again
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -28,6 +28,9 @@ demo: $(STAMP)  ## embedded Postgres, a sample school, the daemon, live writes, 
 
 test: $(STAMP)  ## run the tests in parallel, with coverage
 	@exec $(BIN)/python -m pytest -n auto --cov --cov-report=term $(PYTEST_ARGS)
+
+crashpoints: $(STAMP)  ## end daemon, backend and Postgres at every step there is
+	@exec $(BIN)/python tests/crashpoints.py $(CRASH_ARGS)
 
 interleavings: $(STAMP)  ## try INTERLEAVINGS (1000) new histories of writers, workers and operators
 	@INTERLEAVINGS=$${INTERLEAVINGS:-1000} exec $(BIN)/python -m pytest -q -s tests/test_interleavings.py $(PYTEST_ARGS)

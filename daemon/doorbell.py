@@ -116,7 +116,7 @@ class Doorbell:
         self._activity = activity
         self._hints = hints
         self._echo_channel = f"outbox_echo_{daemon_id.hex}"
-        self._echoes: asyncio.Queue[str] = asyncio.Queue()
+        self._echoes: asyncio.Queue[str | None] = asyncio.Queue()
         self._rung = asyncio.Event()
         self._asleep_s: float | None = None
         self._doze_s = DOZE_S
@@ -169,8 +169,9 @@ class Doorbell:
     async def _session(self) -> NoReturn:
         """Listen, then catch up, then sleep and wake until the connection is lost."""
         connection = await connect(self._settings, application_name="recalcd listener", read_write=True)
+        self._echoes = asyncio.Queue()
         try:
-            connection.add_termination_listener(lambda _: self._rung.set())  # or its loss would wait for the heartbeat
+            connection.add_termination_listener(self._on_loss)
             await connection.execute(_KEEPALIVE)
             await connection.add_listener(CHANNEL, self._on_ring)
             await connection.add_listener(self._echo_channel, self._on_echo)
@@ -193,11 +194,17 @@ class Doorbell:
     def _on_echo(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._echoes.put_nowait(str(payload))
 
+    def _on_loss(self, _connection: object) -> None:
+        """Wake whoever waits for this session, or its loss would wait for a timeout, and look like a deaf one's."""
+        self._rung.set()
+        self._echoes.put_nowait(None)
+
     async def _beat(self, connection: asyncpg.Connection) -> None:
         """Send a notification through the database and back to the LISTEN session.
 
-        Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything, and
-        DatabaseUnavailable when the server takes no writes any more: those whose ring we wait for are elsewhere.
+        Raises TimeoutError when the link is half-open, ConnectionError when the session is gone, DeafListener when it
+        lives but never delivered anything, and DatabaseUnavailable when the server takes no writes any more: those
+        whose ring we wait for are elsewhere.
         """
         payload = str(time.monotonic_ns())
         async with asyncio.timeout(self._settings.heartbeat_timeout_s):
@@ -206,8 +213,9 @@ class Doorbell:
             raise DatabaseUnavailable("The server we listen to has become read-only; the primary is elsewhere.")
         try:
             async with asyncio.timeout(self._settings.heartbeat_timeout_s):
-                while await self._echoes.get() != payload:
-                    pass
+                while (echo := await self._echoes.get()) != payload:
+                    if echo is None:
+                        raise ConnectionResetError("the LISTEN session ended")
         except TimeoutError:
             if self.is_listening:
                 raise

@@ -181,6 +181,27 @@ async def test_with_polling_a_two_phase_commit_is_served(db: asyncpg.Connection,
     assert await done(db, "t") == ["k"]
 
 
+async def test_a_listener_lost_before_its_first_echo_is_not_taken_for_a_deaf_one(
+    db: asyncpg.Connection, settings: Settings, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the daemon would blame a pooler, and do without the bell for a minute."""
+    fatal = (
+        "select count(pg_terminate_backend(pid)), $1::text, $2::text from pg_stat_activity "
+        "where datname = current_database() and application_name = 'recalcd listener'"
+    )
+
+    async def is_lost() -> bool:
+        return bool(events_of(logged, telemetry.LISTENER_LOST))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon.doorbell, "ECHO", fatal)
+        async with on_duty(impatient(settings, heartbeat_timeout_s=3600, heartbeat_s=3600)):
+            await eventually(is_lost)
+            patch.undo()
+            await asleep(db)
+    assert not events_of(logged, telemetry.LISTENER_DEGRADED)
+
+
 async def test_a_lost_listener_is_noticed_at_once_though_nothing_happens(
     db: asyncpg.Connection, settings: Settings, logged: list[Any]
 ) -> None:

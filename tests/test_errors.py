@@ -1,10 +1,13 @@
 """Whose fault a SQLSTATE is."""
 
 import asyncpg
+import click
 import pytest
+from click.testing import CliRunner
 
 from daemon.batch import CallFailed
 from daemon.claim import Claim
+from daemon.commands.base import Commands
 from daemon.database import sqlstate_of
 from daemon.errors import (
     Blame,
@@ -90,6 +93,27 @@ def test_what_asyncpg_makes_up_itself_has_no_sqlstate() -> None:
     assert sqlstate_of(from_server("08003", "ERROR")) == "08003"
     assert sqlstate_of(asyncpg.InterfaceError("closed")) is None
     assert sqlstate_of(TimeoutError()) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.ConnectionDoesNotExistError("closed in the middle"),
+        asyncpg.InterfaceError("closed"),
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        ConnectionResetError("reset"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_command_whose_connection_is_lost_ends_with_a_sentence(error: Exception) -> None:
+    @click.command()
+    def fail() -> None:
+        raise error
+
+    group = Commands("recalcd", commands={"fail": fail})
+    told = CliRunner().invoke(group, ["fail"])
+    assert told.exit_code == 3
+    assert told.stderr.startswith("recalcd: The connection to the database was lost: ")
 
 
 def test_every_ending_of_a_command_has_its_exit_code() -> None:
