@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,6 +13,17 @@ from daemon.errors import ConfigurationError, DatabaseUnavailable
 from daemon.redaction import redact
 from daemon.settings import Settings
 
+IDLE_S, INTERVAL_S, COUNT = 15, 5, 3
+"""Keepalives: a peer that has vanished is given up after 30 s, not after the two hours of the kernels."""
+GIVE_UP_S = IDLE_S + COUNT * INTERVAL_S
+# Asked for while connecting, not by SET, which would stay behind in a session that a pooler hands to the next client.
+_SERVER_SETTINGS = {
+    "tcp_keepalives_idle": str(IDLE_S),
+    "tcp_keepalives_interval": str(INTERVAL_S),
+    "tcp_keepalives_count": str(COUNT),
+    "tcp_user_timeout": f"{GIVE_UP_S}s",  # while an answer waits to be acknowledged, no keepalive is sent
+    "client_connection_check_interval": f"{INTERVAL_S}s",  # or a killed daemon's call would keep its keys to its end
+}
 # What asyncpg and the operating system raise when the server, or the way to it, is gone.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
@@ -37,21 +49,19 @@ def sqlstate_of(error: BaseException) -> str | None:
     return None
 
 
+def had_last_words(error: BaseException) -> bool:
+    """Say whether the server ended the session itself, with a FATAL error: asyncpg keeps that as the cause."""
+    return any(sqlstate_of(each) is not None for each in (error, error.__cause__) if each)
+
+
 async def connect(settings: Settings, *, application_name: str, read_write: bool = False) -> asyncpg.Connection:
     """Open a connection, within settings.connect_timeout_s.
 
     read_write refuses a standby, and with several hosts in the URI finds the primary among them.
     Raises DatabaseUnavailable, which waiting may cure, or ConfigurationError, which it won't.
     """
-    dsn = _dsn(settings)
-    named = "target_session_attrs" in parse_qs(urlsplit(dsn).query)
     try:
-        opened: asyncpg.Connection = await asyncpg.connect(
-            dsn,
-            timeout=settings.connect_timeout_s,
-            server_settings={"application_name": application_name},
-            target_session_attrs=SessionAttribute.read_write if read_write and not named else None,
-        )
+        opened = await _open(settings, application_name, read_write=read_write)
     except _HOPELESS as error:
         raise ConfigurationError(f"The database refuses us: {_sentence(error)} Correct RECALCD_DATABASE_URL.") from None
     except asyncpg.TargetServerAttributeNotMatched:
@@ -62,7 +72,49 @@ async def connect(settings: Settings, *, application_name: str, read_write: bool
         raise DatabaseUnavailable(
             f"No connection to the database: {_sentence(error)} Is it running, and is RECALCD_DATABASE_URL right?"
         ) from None
+    _keep_alive(opened)
     return opened
+
+
+async def _open(settings: Settings, application_name: str, *, read_write: bool) -> asyncpg.Connection:
+    """Connect; through PgBouncer, without what it refuses and what it can't serve, in whichever mode it may be."""
+    dsn = _dsn(settings)
+    named = "target_session_attrs" in parse_qs(urlsplit(dsn).query)
+    attributes = SessionAttribute.read_write if read_write and not named else None
+    name = {"application_name": application_name}
+    try:
+        return await asyncpg.connect(
+            dsn,
+            timeout=settings.connect_timeout_s,
+            server_settings=name | _SERVER_SETTINGS,
+            target_session_attrs=attributes,
+        )
+    except asyncpg.ProtocolViolationError as error:
+        if "unsupported startup parameter" not in str(error):
+            raise
+    return await asyncpg.connect(
+        dsn,
+        timeout=settings.connect_timeout_s,
+        server_settings=name,
+        target_session_attrs=attributes,
+        statement_cache_size=0,  # a prepared statement may not be there next time
+    )
+
+
+def _keep_alive(opened: asyncpg.Connection) -> None:
+    """Notice a peer that has vanished, as libpq does; asyncpg neither does, nor offers a way to the socket."""
+    link = opened._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # noqa: SLF001
+    if link.family == socket.AF_UNIX:
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", IDLE_S),
+        ("TCP_KEEPINTVL", INTERVAL_S),
+        ("TCP_KEEPCNT", COUNT),
+        ("TCP_USER_TIMEOUT", GIVE_UP_S * 1000),
+    ):
+        if hasattr(socket, name):  # each is missing from some kernel
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 @contextlib.asynccontextmanager

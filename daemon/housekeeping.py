@@ -12,8 +12,9 @@ import asyncpg
 
 from daemon import __version__, systemd, telemetry
 from daemon.batch import prepare_history
-from daemon.database import DATABASE_ERRORS, close, connect
+from daemon.database import DATABASE_ERRORS, close
 from daemon.errors import DatabaseUnavailable
+from daemon.session import Session, open_session
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared
@@ -35,7 +36,7 @@ class Housekeeper:
         """Take what tells the daemon's state: working, idle, degraded or stopping."""
         self._shared = shared
         self._state = state
-        self._connection: asyncpg.Connection | None = None
+        self._session: Session | None = None
         self._partitions_at = 0.0
 
     async def run(self) -> None:
@@ -53,7 +54,11 @@ class Housekeeper:
 
     async def make_round(self) -> None:
         """Say that we live, learn whether somebody vanished, and see to the partitions when that is due."""
-        connection = await self._connected()
+        session = await self._connected()
+        async with session.watched(self._shared.settings) as connection:
+            await self._make_round(connection)
+
+    async def _make_round(self, connection: asyncpg.Connection) -> None:
         state = self._state()
         self._shared.is_cautious = await connection.fetchval(
             HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
@@ -82,17 +87,16 @@ class Housekeeper:
     async def say_goodbye(self) -> None:
         """Say that the daemon stopped as it should, if the database will listen."""
         with contextlib.suppress(DatabaseUnavailable, *DATABASE_ERRORS):  # it is gone anyway; others will notice
-            connection = await self._connected()
-            await connection.execute(SAY_GOODBYE, self._shared.daemon_id)
+            async with asyncio.timeout(self._shared.settings.heartbeat_timeout_s):
+                session = await self._connected()
+                await session.connection.execute(SAY_GOODBYE, self._shared.daemon_id)
 
     async def close(self) -> None:
         """Close the connection; the next round would open another."""
-        if self._connection is not None:
-            await close(self._connection)
+        if self._session is not None:
+            await close(self._session.connection)
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(
-                self._shared.settings, application_name="recalcd housekeeper", read_write=True
-            )
-        return self._connection
+    async def _connected(self) -> Session:
+        if self._session is None or self._session.connection.is_closed():
+            self._session = await open_session(self._shared.settings, application_name="recalcd housekeeper")
+        return self._session

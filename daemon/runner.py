@@ -11,12 +11,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from daemon import __version__, systemd, telemetry
 from daemon.auditor import Auditor
-from daemon.database import CONNECTION_ERRORS, DATABASE_ERRORS, connection, one_row
+from daemon.database import CONNECTION_ERRORS, DATABASE_ERRORS, one_row
 from daemon.doorbell import LOOK, Activity, Alarm, Doorbell
 from daemon.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
+from daemon.session import brief_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
@@ -62,7 +63,7 @@ class Crew:
 
     async def prepare(self) -> None:
         """Find the database as we need it, and say that we are here. Raises SchemaMismatch, DatabaseUnavailable."""
-        async with connection(self._shared.settings, application_name="recalcd start", read_write=True) as connected:
+        async with brief_session(self._shared.settings, application_name="recalcd start") as connected:
             await check_schema(connected)
         await self._housekeeper.make_round()
 
@@ -115,7 +116,7 @@ class Crew:
 
     async def _is_drained(self) -> bool:
         try:
-            async with connection(self._shared.settings, application_name="recalcd drain") as connected:
+            async with brief_session(self._shared.settings, application_name="recalcd drain") as connected:
                 look = await one_row(connected, LOOK, [])
         except (DatabaseUnavailable, *DATABASE_ERRORS):  # the workers are telling the log already
             return False
@@ -204,7 +205,7 @@ class Runner:
             self._crew.go_off_duty(Ending.RELOADED)
 
     async def _count_dead(self, settings: Settings) -> int:
-        async with connection(settings, application_name="recalcd drain") as connected:
+        async with brief_session(settings, application_name="recalcd drain") as connected:
             dead_count = await connected.fetchval(COUNT_DEAD)
         if dead_count:
             log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)

@@ -15,16 +15,16 @@ from daemon import telemetry
 from daemon.batch import Batch, CallFailed, Recalculation
 from daemon.careful import ACQUIT_KEYS, Failure, Outcome, run_carefully
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, close, connect, connection, sqlstate_of
+from daemon.database import DATABASE_ERRORS, close, had_last_words, sqlstate_of
 from daemon.doorbell import Activity, Alarm
 from daemon.errors import Blame, DatabaseUnavailable, blame
 from daemon.hints import Hints
+from daemon.session import Session, brief_session, open_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
 
 SUSPECT_KEYS = statement("suspect_keys")
-SERVER_STARTED_AT = statement("server_started_at")
 CONTENTION_TRIES = 3
 """Batches in a row that may fail for somebody else's lock before careful mode lets the others pass."""
 BROKEN_TOPIC_PAUSE_S = 30.0
@@ -54,9 +54,8 @@ class Worker:
         """Connect at the first batch."""
         self._shared = shared
         self._recalculation = Recalculation(shared.daemon_id, "live", keep_history=shared.settings.history_days > 0)
-        self._connection: asyncpg.Connection | None = None
-        self._server_started_at: object = None
-        self._vanished: Claim | None = None
+        self._session: Session | None = None
+        self._vanished: CallFailed | None = None
         self._marked: Claim | None = None
         self._after = ""
         self._retries_first = False
@@ -97,7 +96,11 @@ class Worker:
 
     async def _turn(self) -> bool:
         """Run one batch; false when there is nothing to do."""
-        connection = await self._connected()
+        session = await self._connected()
+        async with session.watched(self._shared.settings) as connection:
+            return await self._batch(connection)
+
+    async def _batch(self, connection: asyncpg.Connection) -> bool:
         started = time.monotonic()
         try:
             self.has_batch_in_hand = True
@@ -134,27 +137,40 @@ class Worker:
             retries_first=self._retries_first,
         )
 
-    async def _connected(self) -> asyncpg.Connection:
-        """Return a working connection; after a batch vanished, note its keys first."""
-        if self._connection is None or self._connection.is_closed():
-            await self._disconnect()
-            self._connection = await connect(self._shared.settings, application_name="recalcd worker", read_write=True)
-            previous = self._server_started_at
-            self._server_started_at = await self._connection.fetchval(SERVER_STARTED_AT)
-            if self._vanished and previous == self._server_started_at:
-                await self._connection.execute(SUSPECT_KEYS, self._vanished.topic, self._vanished.keys)
+    async def _connected(self) -> Session:
+        """Return a session that works; when one was lost, clear up behind it first."""
+        session = self._session
+        if session is None or session.connection.is_closed():
+            found = await open_session(self._shared.settings, application_name="recalcd worker")
+            try:
+                async with found.watched(self._shared.settings):
+                    await self._clear_up(session, found)
+            except BaseException:
+                found.connection.terminate()
+                raise
+            session = self._session = found
+        return session
+
+    async def _clear_up(self, lost: Session | None, found: Session) -> None:
+        """Free what a lost session still holds; suspect the keys that vanished with it, if they may be why."""
+        if lost:
+            await found.end_lost(lost)
+        if lost and self._vanished:
+            claim = self._vanished.claim
+            if not had_last_words(self._vanished.error) and found.is_same_run(lost):
+                await self._acquit(found.connection, claim)  # no backend crashed: the link to it broke
+            elif claim is not self._marked and found.server_started_at == lost.server_started_at:
+                await found.connection.execute(SUSPECT_KEYS, claim.topic, claim.keys)
                 self._shared.is_cautious = True
-            self._vanished = None
-        return self._connection
+        self._vanished = None
 
     async def _disconnect(self) -> None:
-        if self._connection is not None:
-            await close(self._connection)
-            self._connection = None
+        if self._session is not None:
+            await close(self._session.connection)
 
     async def _mark(self, claim: Claim) -> None:
         """Write down, in a transaction of its own, whom we are about to call: if we vanish, they were there."""
-        async with connection(self._shared.settings, application_name="recalcd witness") as witness:
+        async with brief_session(self._shared.settings, application_name="recalcd witness") as witness:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
         self._marked = claim
 
@@ -166,8 +182,8 @@ class Worker:
     def _came_back(self, error: BaseException) -> None:
         """Draw the consequences of a rolled back batch that need no database."""
         self._shared.hints.forget_marks()
-        if isinstance(error, CallFailed) and error.vanished and error.claim is not self._marked:
-            self._vanished = error.claim
+        if isinstance(error, CallFailed) and error.vanished:
+            self._vanished = error
         elif blame(sqlstate_of(error)) is Blame.SIZE:
             self._shared.hints.halve_all()
         if sqlstate_of(error) == _NO_PARTITION:
