@@ -40,6 +40,8 @@ _HOPELESS = (
 )
 
 DATABASE_ERRORS = (asyncpg.PostgresError, *CONNECTION_ERRORS)
+BACKEND_PID = "select pg_backend_pid()"
+SHARING_TRIES = 3
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -127,6 +129,30 @@ async def connection(
         yield opened
     finally:
         await close(opened)
+
+
+async def is_shared(one: asyncpg.Connection, other: asyncpg.Connection) -> bool:
+    """Whether two clients are served by one session, as only a transaction pooler does.
+
+    One client alone can't tell. But a session that answered the one while it is bound to a transaction of the other is
+    shared, and so is one that changes between two statements.
+    """
+    mine = {await one.fetchval(BACKEND_PID) for _ in range(SHARING_TRIES)}
+    async with other.transaction():
+        theirs = await other.fetchval(BACKEND_PID)
+        if theirs not in mine:
+            mine.add(await one.fetchval(BACKEND_PID))
+    return len(mine) > 1 or theirs in mine
+
+
+async def need_own_session(opened: asyncpg.Connection, settings: Settings) -> None:
+    """Refuse a session that other clients get, too: a lock or a LISTEN would be left behind in it for good."""
+    async with connection(settings, application_name="recalcd probe") as other:
+        if await is_shared(opened, other):
+            raise ConfigurationError(
+                "A transaction pooler is in between, and this command needs a session of its own. "
+                "Let RECALCD_DATABASE_URL lead to a direct or session-pooled connection."
+            )
 
 
 async def close(opened: asyncpg.Connection) -> None:

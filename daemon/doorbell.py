@@ -17,11 +17,11 @@ from uuid import UUID
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, close, one_row
+from daemon.database import DATABASE_ERRORS, close, is_shared, one_row
 from daemon.database import connection as brief_connection
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
-from daemon.session import Session, is_shared, open_session
+from daemon.session import Session, open_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log

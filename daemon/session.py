@@ -23,8 +23,6 @@ from daemon.telemetry import log
 IDENTIFY_SESSION = statement("identify_session")
 IS_SESSION_AT_WORK = statement("is_session_at_work")
 END_SESSION = statement("end_session")
-BACKEND_PID = "select pg_backend_pid()"
-SHARING_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Session:
     pid: int
     started_at: datetime
     server_started_at: datetime
-    server_pids: frozenset[int]
+    server_pids: frozenset[str]
     is_direct: bool
     """False behind a pooler: the session that answered may serve somebody else by now."""
 
@@ -112,17 +110,3 @@ async def brief_session(settings: Settings, *, application_name: str) -> AsyncIt
             yield connected
     finally:
         await close(opened.connection)
-
-
-async def is_shared(one: asyncpg.Connection, other: asyncpg.Connection) -> bool:
-    """Whether two clients are served by one session, as only a transaction pooler does.
-
-    One client alone can't tell. But a session that answered the one while it is bound to a transaction of the other is
-    shared, and so is one that changes between two statements.
-    """
-    mine = {await one.fetchval(BACKEND_PID) for _ in range(SHARING_TRIES)}
-    async with other.transaction():
-        theirs = await other.fetchval(BACKEND_PID)
-        if theirs not in mine:
-            mine.add(await one.fetchval(BACKEND_PID))
-    return len(mine) > 1 or theirs in mine
