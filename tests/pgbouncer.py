@@ -34,16 +34,24 @@ class Pooler:
         """Connect as an application does that knows of the pooler."""
         return await asyncpg.connect(self.dsn, statement_cache_size=0)
 
-    async def look_into_sessions(self, query: str) -> list[object]:
-        """Ask each session of the pool, by holding them all in transactions at once."""
-        async with contextlib.AsyncExitStack() as stack:
-            answers = []
+    @contextlib.asynccontextmanager
+    async def all_sessions(self) -> AsyncIterator[dict[int, asyncpg.Connection]]:
+        """Hold every session of the pool, by its pid, in a transaction of a client of its own."""
+        held = {}
+        try:
             for _ in range(POOL_SIZE):
                 client = await self.connect()
-                stack.push_async_callback(client.close)
-                await stack.enter_async_context(client.transaction())
-                answers.append(await client.fetchval(query))
-            return answers
+                await client.execute("begin")
+                held[await client.fetchval("select pg_backend_pid()")] = client
+            yield held
+        finally:
+            for client in held.values():
+                await client.close()
+
+    async def ask_all_sessions(self, query: str) -> set[object]:
+        """Return what an array of the query holds in any of the sessions."""
+        async with self.all_sessions() as held:
+            return {each for client in held.values() for each in await client.fetchval(query)}
 
 
 def program() -> str:

@@ -339,6 +339,23 @@ async def test_a_claim_connection_that_is_cut_loses_nothing_and_charges_nobody_i
             assert await is_untouched(db), (sql, when)
 
 
+async def test_a_key_whose_call_is_cut_again_and_again_is_not_charged_with_it(
+    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any]
+) -> None:
+    """Four crashes in a row would be its own; but no backend crashed, the server runs on."""
+    async with on_duty(through(workers=1)):
+        await asleep(db)
+        sprung = trap(proxy, WORKER, "outbox.recalculate(", REQUEST, Link.cut)
+        await record(db, "a")
+        for when in (REPLY, REQUEST, REPLY):
+            await sprung.sprung()
+            sprung = trap(proxy, WORKER, "outbox.recalculate(", when, Link.cut)
+        await until_empty(db)
+    assert len(events_of(logged, telemetry.BATCH_VANISHED)) == 4
+    assert not events_of(logged, telemetry.KEY_FAILED)
+    assert await is_untouched(db)
+
+
 async def test_a_call_that_goes_on_behind_a_dead_link_is_noticed_when_it_is_done(
     db: asyncpg.Connection, proxy: Proxy, through: Through
 ) -> None:

@@ -38,28 +38,27 @@ def behind(pooler: Pooler, settings: Settings, **update: Any) -> Settings:
 
 
 async def left_behind(db: asyncpg.Connection, pooler: Pooler) -> dict[str, object]:
-    """Tell what the sessions of the pool keep that a fresh one would not have."""
-    listening = await pooler.look_into_sessions("select array(select pg_listening_channels())")
-    query = """
+    """Tell what the sessions of the pool keep that fresh ones would not have."""
+    locks = """
+        select count(*) from pg_locks as l join pg_database as d on d.oid = l.database
+        where d.datname = current_database() and l.locktype = 'advisory'
+    """
+    settings = """
         select array(
-            select format('%s=%s', s.name, s.setting) from pg_settings as s
+            select s.name || '=' || s.setting from pg_settings as s
             where s.source = 'session' and s.setting is distinct from s.reset_val and s.name <> all (array[
                 'application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'standard_conforming_strings'
             ])
         )
     """
-    locks = await db.fetch(
-        "select l.classid, l.objid, l.mode from pg_locks as l join pg_database as d on d.oid = l.database "
-        "where d.datname = current_database() and l.locktype = 'advisory'"
-    )
     return {
-        "channels": {channel for channels in listening for channel in channels},  # type: ignore[attr-defined]
-        "settings": {each for settings in await pooler.look_into_sessions(query) for each in settings},  # type: ignore[attr-defined]
-        "locks": [dict(each) for each in locks],
+        "channels": await pooler.ask_all_sessions("select array(select pg_listening_channels())"),
+        "settings": await pooler.ask_all_sessions(settings),
+        "lock_count": await db.fetchval(locks),
     }
 
 
-CLEAN: dict[str, object] = {"channels": set(), "settings": set(), "locks": []}
+CLEAN: dict[str, object] = {"channels": set(), "settings": set(), "lock_count": 0}
 
 
 async def test_applications_write_through_transaction_pooling_and_wake_a_daemon_that_is_connected_directly(
@@ -144,11 +143,30 @@ def degraded(db: asyncpg.Connection) -> Callable[[], Awaitable[bool]]:
 async def test_a_recalculation_longer_than_the_heartbeat_is_left_in_peace_behind_transaction_pooling(
     db: asyncpg.Connection, settings: Settings, transaction_pooler: Pooler, logged: list[Any]
 ) -> None:
-    """The session that answered while connecting is another client's by now, and tells nothing."""
+    """The session that answered while connecting is idle, and tells nothing of the one that is at work now."""
     await make_ledger(db)
-    await make_topic(db, "t", "perform pg_sleep(1);")
-    async with on_duty(behind(transaction_pooler, settings, heartbeat_s=0.2, heartbeat_timeout_s=0.2)):
-        await enqueue(db, "t", "k")
+    await make_topic(db, "t", "perform pg_sleep(2);")
+    beat = {"workers": 1, "heartbeat_s": 0.2, "heartbeat_timeout_s": 0.2}
+    async with on_duty(behind(transaction_pooler, settings, wake="poll", **beat)) as crew:
+
+        async def is_connected() -> bool:
+            return crew._workers[0]._session is not None
+
+        async def is_at_work() -> bool:
+            return bool(
+                await db.fetchval(
+                    "select exists (select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database())"
+                )
+            )
+
+        await eventually(is_connected)
+        assert crew._workers[0]._session
+        async with transaction_pooler.all_sessions() as held:
+            await enqueue(db, "t", "k")
+            answered = held.pop(crew._workers[0]._session.pid)
+            await next(iter(held.values())).execute("commit")  # the only session that the batch can have
+            await eventually(is_at_work)
+            await answered.close()
         await until_empty(db)
     assert not events_of(logged, telemetry.SESSION_LOST, telemetry.BATCH_RETRIED)
 
