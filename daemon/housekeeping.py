@@ -27,6 +27,7 @@ PARTITIONS_S = 3600.0
 PARTITIONS_AGAIN_S = 60.0
 """How soon to try again when the partitions could not be made, or an old one not be dropped for a reader's lock."""
 DAYS_AHEAD = 7
+GOODBYE_S = 2.0
 
 
 class Housekeeper:
@@ -87,7 +88,7 @@ class Housekeeper:
     async def say_goodbye(self) -> None:
         """Say that the daemon stopped as it should, if the database will listen."""
         with contextlib.suppress(DatabaseUnavailable, *DATABASE_ERRORS):  # it is gone anyway; others will notice
-            async with asyncio.timeout(self._shared.settings.heartbeat_timeout_s):
+            async with asyncio.timeout(GOODBYE_S):
                 session = await self._connected()
                 await session.connection.execute(SAY_GOODBYE, self._shared.daemon_id)
 

@@ -25,6 +25,8 @@ from daemon.worker import Shared, Worker
 
 COUNT_DEAD = statement("count_dead")
 DRAIN_POLL_S = 0.1
+PARTING_S = 10.0
+"""Longer than it takes to close connections and say goodbye, each of which is given up after two seconds."""
 _SCHEMA_GONE = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -95,7 +97,7 @@ class Crew:
     async def _finish(self, working: dict[asyncio.Task[None], Worker], hurry: asyncio.Event) -> None:
         """Let batches in hand be finished, within the grace period; the idle leave at once."""
         grace_s = self._shared.settings.stop_grace_s
-        systemd.extend_timeout(grace_s + 5)
+        systemd.extend_timeout(grace_s + PARTING_S)
         self._shared.stopping.set()
         for task, worker in working.items():
             if not worker.has_batch_in_hand:

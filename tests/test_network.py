@@ -450,17 +450,18 @@ async def test_a_connect_that_hangs_ends_in_time(proxy: Proxy, through: Through)
     assert BEAT_S <= time.monotonic() - started < BEAT_S + LOAD_S
 
 
-async def test_every_link_vanishes_and_when_the_network_is_back_nothing_is_lost(
-    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any]
+@pytest.mark.parametrize("how", ["vanish", "refuse"])
+async def test_every_link_is_lost_and_when_the_network_is_back_nothing_else_is(
+    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], how: str
 ) -> None:
     async with on_duty(through()):
         await asleep(db)
-        proxy.is_silent = True
+        proxy.is_silent, proxy.is_refusing = how == "vanish", how == "refuse"
         for link in proxy.links:
-            link.vanish()
+            link.vanish() if how == "vanish" else link.cut()
         await record(db, "a")
         await told(logged, telemetry.LISTENER_LOST, within_s=2 * BEAT_S)
-        proxy.is_silent = False
+        proxy.is_silent = proxy.is_refusing = False
         await until_empty(db)
         await asleep(db)
     assert await is_untouched(db)

@@ -7,7 +7,19 @@ from typing import Any
 
 import asyncpg
 import pytest
-from engine import asleep, done, enqueue, events_of, failures, impatient, make_ledger, make_topic, on_duty, until_empty
+from engine import (
+    asleep,
+    done,
+    enqueue,
+    events_of,
+    failures,
+    impatient,
+    make_ledger,
+    make_topic,
+    on_duty,
+    sessions,
+    until_empty,
+)
 from pgbouncer import POOL_SIZE, Pooler, pgbouncer, tracks_prepared_statements
 from pydantic import SecretStr
 from school import School, found
@@ -153,11 +165,7 @@ async def test_a_recalculation_longer_than_the_heartbeat_is_left_in_peace_behind
             return crew._workers[0]._session is not None
 
         async def is_at_work() -> bool:
-            return bool(
-                await db.fetchval(
-                    "select exists (select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database())"
-                )
-            )
+            return await sessions(db, "recalcd worker", "wait_event = 'PgSleep'") == 1
 
         await eventually(is_connected)
         assert crew._workers[0]._session
