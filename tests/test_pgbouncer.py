@@ -27,6 +27,7 @@ from servers import Psql
 from typed import recalcd_on
 from waiting import eventually
 
+import daemon.doorbell
 from daemon import telemetry
 from daemon.settings import Settings
 
@@ -150,6 +151,29 @@ def degraded(db: asyncpg.Connection) -> Callable[[], Awaitable[bool]]:
         return bool(await db.fetchval("select state = 'degraded' from outbox.daemon"))
 
     return is_degraded
+
+
+async def test_a_transaction_pooler_that_keeps_its_clients_apart_for_once_is_found_by_another_sessions_notification(
+    db: asyncpg.Connection,
+    settings: Settings,
+    transaction_pooler: Pooler,
+    logged: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It delivers what a session sends itself, so that proves nothing; and no lock must be left in its pool."""
+
+    async def seems_private(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(daemon.doorbell, "is_shared", seems_private)
+    await make_ledger(db)
+    await make_topic(db, "t")
+    async with on_duty(behind(transaction_pooler, settings, heartbeat_timeout_s=2)):
+        await eventually(told(logged, telemetry.LISTENER_DEGRADED))
+        await enqueue(db, "t", "k")
+        await until_empty(db)
+        assert (await left_behind(db, transaction_pooler))["lock_count"] == 0
+    assert not events_of(logged, telemetry.DOORBELL_ARMED)
 
 
 async def test_a_recalculation_longer_than_the_heartbeat_is_left_in_peace_behind_transaction_pooling(
