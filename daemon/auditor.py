@@ -96,7 +96,8 @@ class Auditor:
         return Topic(row["topic"], row["batch_keys"], lists_keys=True)
 
     async def _connected(self) -> Session:
-        if self._session is None or self._session.connection.is_closed():
+        if self._session is None or not self._session.can_write:
+            await self.close()
             self._session = await open_session(self.settings, application_name="recalcd auditor")
         return self._session
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 from uuid import UUID
@@ -17,7 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, close, is_shared, one_row
+from daemon.database import DATABASE_ERRORS, can_write, close, is_shared, one_row
 from daemon.database import connection as brief_connection
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
@@ -62,6 +62,30 @@ class Activity:
     linger_s: float
     _last_work_at: float = field(default_factory=time.monotonic)
     _stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    _in_hand: int = 0
+    _rested: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextlib.contextmanager
+    def batch_in_hand(self) -> Iterator[None]:
+        """Say that a worker has a batch in hand while the block runs."""
+        self._in_hand += 1
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._rested.set()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether any worker has a batch in hand."""
+        return self._in_hand > 0
+
+    async def rested(self) -> None:
+        """Wait until no worker has a batch in hand any more."""
+        self._rested.clear()
+        if self._in_hand:
+            await self._rested.wait()
 
     def worked(self) -> None:
         """Say that there was work just now."""
@@ -198,11 +222,14 @@ class Doorbell:
     async def _beat(self, connection: asyncpg.Connection) -> None:
         """Send a notification through the database and back to the LISTEN session.
 
-        Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything.
+        Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything, and
+        DatabaseUnavailable when the server takes no writes any more: those whose ring we wait for are elsewhere.
         """
         payload = str(time.monotonic_ns())
         async with self._deadline(connection):
             await connection.execute(ECHO, self._echo_channel, payload)
+        if not can_write(connection):
+            raise DatabaseUnavailable("The server we listen to has become read-only; the primary is elsewhere.")
         try:
             async with asyncio.timeout(self._settings.heartbeat_timeout_s):
                 while await self._echoes.get() != payload:
@@ -217,13 +244,22 @@ class Doorbell:
         while (left_s := until - time.monotonic()) > 0:
             if not self._always and (linger_s := self._activity.lingering_s()) > 0:
                 await asyncio.sleep(min(linger_s, left_s))
+            elif self._activity.is_at_work:  # its events are still to be seen, so we could not fall asleep
+                await self._doze(self._activity.rested())
             elif await self._fall_asleep(connection):
                 await self._sleep(left_s)
                 await self._disarm(connection)
             else:
-                await asyncio.sleep(self._doze_s)
-                self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)
-                self._alarm.ring()
+                await self._doze(asyncio.sleep(left_s))
+
+    async def _doze(self, waker: Awaitable[object]) -> None:
+        """Sleep a little, longer each time, and let an idle worker look; until the waker's time has come."""
+        try:
+            await asyncio.wait_for(waker, self._doze_s)
+            self._doze_s = DOZE_S
+        except TimeoutError:
+            self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)
+            self._alarm.ring()
 
     async def _fall_asleep(self, connection: asyncpg.Connection) -> bool:
         """Arm, then look once more; false when there is something to do after all."""

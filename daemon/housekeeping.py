@@ -19,7 +19,9 @@ from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared
 
+SIGN_IN = statement("sign_in")
 HEARTBEAT = statement("heartbeat")
+MEND_FAILURE_TIMES = statement("mend_failure_times")
 SAY_GOODBYE = statement("say_goodbye")
 DROP_PARTITIONS = statement("drop_partitions")
 ROUND_S = 10.0
@@ -54,7 +56,7 @@ class Housekeeper:
                 await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
 
     async def make_round(self) -> None:
-        """Say that we live, learn whether somebody vanished, and see to the partitions when that is due."""
+        """Say that we live, learn whether somebody vanished, mend what a clock left, see to partitions when due."""
         session = await self._connected()
         async with session.watched(self._shared.settings) as connection:
             await self._make_round(connection)
@@ -65,6 +67,7 @@ class Housekeeper:
             HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
         )
         systemd.status(state)
+        await connection.execute(MEND_FAILURE_TIMES)
         if time.monotonic() >= self._partitions_at:
             self._partitions_at = time.monotonic() + PARTITIONS_AGAIN_S
             if await self._see_to_partitions(connection):
@@ -97,7 +100,17 @@ class Housekeeper:
         if self._session is not None:
             await close(self._session.connection)
 
+    async def _sign_in(self, session: Session) -> None:
+        try:
+            async with session.watched(self._shared.settings) as connection:
+                await connection.execute(SIGN_IN, self._shared.daemon_id)
+        except DATABASE_ERRORS:
+            await close(session.connection)  # without the proof of life others would take us for vanished
+            raise
+
     async def _connected(self) -> Session:
-        if self._session is None or self._session.connection.is_closed():
+        if self._session is None or not self._session.can_write:
+            await self.close()
             self._session = await open_session(self._shared.settings, application_name="recalcd housekeeper")
+            await self._sign_in(self._session)
         return self._session

@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, close, connect, connection, one_row
+from daemon.database import DATABASE_ERRORS, can_write, close, connect, connection, one_row
 from daemon.errors import DatabaseUnavailable
 from daemon.settings import Settings
 from daemon.sql import statement
@@ -37,6 +37,11 @@ class Session:
     server_pids: frozenset[str]
     is_direct: bool
     """False behind a pooler: the session that answered may serve somebody else by now."""
+
+    @property
+    def can_write(self) -> bool:
+        """Whether it still leads to a server that takes writes."""
+        return can_write(self.connection)
 
     def is_same_run(self, earlier: "Session") -> bool:
         """Whether the server has run on since that session began, without a restart or a recovery.

@@ -1,6 +1,7 @@
 """Fixtures: a database of its own for every test, on a server that `--pg` chooses."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -41,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell ignores SIGINT for what it starts in the background, and children inherit that: Ctrl-C would do nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     where = config.getoption("--pg")
     if where not in PLACES and not where.startswith(("postgresql://", "postgres://")):
         raise pytest.UsageError(f"--pg takes {', '.join(PLACES)} or a URI that begins with postgresql://, not {where}")
