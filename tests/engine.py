@@ -244,10 +244,10 @@ async def asleep(db: asyncpg.Connection, count: int = 1) -> None:
     await eventually(is_armed)
 
 
-async def sessions(db: asyncpg.Connection, application_name: str, condition: str = "true") -> int:
-    """Count the sessions of that name in the test's database of which the condition on pg_stat_activity holds."""
+async def sessions(db: asyncpg.Connection, application_name: str) -> int:
+    """Count the sessions of that name in the test's database."""
     query = "select count(*) from pg_stat_activity where datname = current_database() and application_name = $1"
-    return int(await db.fetchval(f"{query} and {condition}", application_name))
+    return int(await db.fetchval(query, application_name))
 
 
 async def terminate(db: asyncpg.Connection, application_name: str) -> int:
