@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, can_write, close, connect
+from daemon.database import DATABASE_ERRORS, close
 from daemon.errors import DatabaseUnavailable, UsageError
 from daemon.keys import LIST_TOPICS, Topic
+from daemon.session import Session, open_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
@@ -29,7 +30,7 @@ class Auditor:
     """Takes turns at the topics that can list their keys, on a connection of its own."""
 
     settings: Settings
-    _connection: asyncpg.Connection | None = field(default=None, init=False)
+    _session: Session | None = field(default=None, init=False)
     _after: str = field(default="", init=False)
     _silent: set[str] = field(default_factory=set, init=False)
     """Topics whose procedure does not say what it changed."""
@@ -44,8 +45,8 @@ class Auditor:
 
     async def close(self) -> None:
         """Give the connection back."""
-        if self._connection is not None:
-            await close(self._connection)
+        if self._session is not None:
+            await close(self._session.connection)
 
     async def _turn_or_pause(self) -> float:
         """Take a turn; return how long to wait for the next, in seconds."""
@@ -59,7 +60,11 @@ class Auditor:
 
     async def take_turn(self, key_count: int) -> None:
         """Look at the next keys of the next topic."""
-        connection = await self._connected()
+        session = await self._connected()
+        async with session.watched(self.settings) as connection:
+            await self._verify_next(connection, key_count)
+
+    async def _verify_next(self, connection: asyncpg.Connection, key_count: int) -> None:
         topic = await self._next_topic(connection)
         if topic is None:
             return
@@ -90,11 +95,11 @@ class Auditor:
         self._after = row["topic"]
         return Topic(row["topic"], row["batch_keys"], lists_keys=True)
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or not can_write(self._connection):
+    async def _connected(self) -> Session:
+        if self._session is None or not self._session.can_write:
             await self.close()
-            self._connection = await connect(self.settings, application_name="recalcd auditor", read_write=True)
-        return self._connection
+            self._session = await open_session(self.settings, application_name="recalcd auditor")
+        return self._session
 
 
 def pace(keys_per_minute: int) -> tuple[float, int]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import asyncpg
@@ -12,6 +14,17 @@ from daemon.errors import Blame, ConfigurationError, DatabaseRefuses, DatabaseUn
 from daemon.redaction import redact
 from daemon.settings import Settings
 
+IDLE_S, INTERVAL_S, COUNT = 15, 5, 3
+"""Keepalives: a peer that has vanished is given up after 30 s, not after the two hours of the kernels."""
+GIVE_UP_S = IDLE_S + COUNT * INTERVAL_S
+# Asked for while connecting, not by SET, which would stay behind in a session that a pooler hands to the next client.
+_SERVER_SETTINGS = {
+    "tcp_keepalives_idle": str(IDLE_S),
+    "tcp_keepalives_interval": str(INTERVAL_S),
+    "tcp_keepalives_count": str(COUNT),
+    "tcp_user_timeout": f"{GIVE_UP_S}s",  # while an answer waits to be acknowledged, no keepalive is sent
+    "client_connection_check_interval": f"{INTERVAL_S}s",  # or a killed daemon's call would keep its keys to its end
+}
 # What asyncpg and the operating system raise when the server, or the way to it, is gone.
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
@@ -28,6 +41,8 @@ _REFUSALS = (
 )
 
 DATABASE_ERRORS = (asyncpg.PostgresError, *CONNECTION_ERRORS)
+BACKEND_PID = "select pg_backend_pid()"
+SHARING_TRIES = 3
 
 _REMEDIES: dict[type[BaseException], str] = {
     asyncpg.TooManyConnectionsError: "It is up, but all its connections are taken: end idle ones, or raise "
@@ -61,6 +76,11 @@ def ends_session(error: BaseException) -> bool:
 
 def _severity(error: BaseException) -> str | None:
     return getattr(error, "severity_en", None)  # set only on what the server sent
+
+
+def had_last_words(error: BaseException) -> bool:
+    """Say whether the server ended the session itself, with a FATAL error: asyncpg keeps that as the cause."""
+    return any(sqlstate_of(each) is not None for each in (error, error.__cause__) if each)
 
 
 async def connect(settings: Settings, *, application_name: str, read_write: bool = False) -> asyncpg.Connection:
@@ -105,12 +125,7 @@ def each_host(dsn: str) -> list[str]:
 
 async def _open(dsn: str, settings: Settings, application_name: str, *, read_write: bool) -> asyncpg.Connection:
     try:
-        opened: asyncpg.Connection = await asyncpg.connect(
-            dsn,
-            timeout=settings.connect_timeout_s,
-            server_settings={"application_name": application_name},
-            target_session_attrs=SessionAttribute.read_write if read_write else None,
-        )
+        opened = await _dial(dsn, settings, application_name, read_write=read_write)
     except _REFUSALS as error:
         raise DatabaseRefuses(f"The database refuses us: {_sentence(error)} Correct RECALCD_DATABASE_URL.") from None
     except asyncpg.TargetServerAttributeNotMatched:
@@ -120,7 +135,40 @@ async def _open(dsn: str, settings: Settings, application_name: str, *, read_wri
     except DATABASE_ERRORS as error:
         remedy = _REMEDIES.get(type(error), "Is it running, and is RECALCD_DATABASE_URL right?")
         raise DatabaseUnavailable(f"No connection to the database: {_sentence(error)} {remedy}") from None
+    _keep_alive(opened)
     return opened
+
+
+async def _dial(dsn: str, settings: Settings, application_name: str, *, read_write: bool) -> asyncpg.Connection:
+    """Connect; through PgBouncer, without what it refuses and what it can't serve, in whichever mode it may be."""
+    name = {"application_name": application_name}
+    options: dict[str, Any] = {
+        "timeout": settings.connect_timeout_s,
+        "target_session_attrs": SessionAttribute.read_write if read_write else None,
+    }
+    try:
+        return await asyncpg.connect(dsn, server_settings=name | _SERVER_SETTINGS, **options)
+    except asyncpg.ProtocolViolationError as error:
+        if "unsupported startup parameter" not in str(error):
+            raise
+    # A statement prepared now may not be there next time.
+    return await asyncpg.connect(dsn, server_settings=name, statement_cache_size=0, **options)
+
+
+def _keep_alive(opened: asyncpg.Connection) -> None:
+    """Notice a peer that has vanished, as libpq does; asyncpg neither does, nor offers a way to the socket."""
+    link = opened._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # noqa: SLF001
+    if link.family == socket.AF_UNIX:
+        return
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", IDLE_S),
+        ("TCP_KEEPINTVL", INTERVAL_S),
+        ("TCP_KEEPCNT", COUNT),
+        ("TCP_USER_TIMEOUT", GIVE_UP_S * 1000),
+    ):
+        if hasattr(socket, name):  # each is missing from some kernel
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def can_write(opened: asyncpg.Connection) -> bool:
@@ -144,6 +192,30 @@ async def connection(
         yield opened
     finally:
         await close(opened)
+
+
+async def is_shared(one: asyncpg.Connection, other: asyncpg.Connection) -> bool:
+    """Whether two clients are served by one session, as only a transaction pooler does.
+
+    One client alone can't tell. But a session that answered the one while it is bound to a transaction of the other is
+    shared, and so is one that changes between two statements.
+    """
+    mine = {await one.fetchval(BACKEND_PID) for _ in range(SHARING_TRIES)}
+    async with other.transaction():
+        theirs = await other.fetchval(BACKEND_PID)
+        if theirs not in mine:
+            mine.add(await one.fetchval(BACKEND_PID))
+    return len(mine) > 1 or theirs in mine
+
+
+async def need_own_session(opened: asyncpg.Connection, settings: Settings) -> None:
+    """Refuse a session that other clients get, too: a lock or a LISTEN would be left behind in it for good."""
+    async with connection(settings, application_name="recalcd probe") as other:
+        if await is_shared(opened, other):
+            raise ConfigurationError(
+                "A transaction pooler is in between, and this command needs a session of its own. "
+                "Let RECALCD_DATABASE_URL lead to a direct or session-pooled connection."
+            )
 
 
 async def close(opened: asyncpg.Connection) -> None:

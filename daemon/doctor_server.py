@@ -7,7 +7,7 @@ from uuid import uuid4
 import asyncpg
 
 from daemon.database import connection as connected
-from daemon.database import one_row
+from daemon.database import is_shared, one_row
 from daemon.doctor_check import Check, Complaints, Patient, error, warning
 from daemon.doorbell import ECHO
 from daemon.sql import statement
@@ -16,7 +16,6 @@ DOCTOR_SERVER = statement("doctor_server")
 OLDEST_VERSION = 150000
 SKEW_S = 2.0
 ECHO_TIMEOUT_S = 2.0
-PID_TRIES = 5
 _POOLER_REMEDY = (
     "Give recalcd a direct or session-pooled connection (on Supabase, port 5432 instead of 6543), "
     "or set RECALCD_WAKE=poll: a pooled connection can't LISTEN."
@@ -25,14 +24,15 @@ _STRANGE_STATEMENTS = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePr
 
 
 async def check_pooler(patient: Patient) -> Complaints:
-    """Look for a transaction pooler: the backend changes from statement to statement, or no notification arrives."""
+    """Look for a transaction pooler: it shares sessions among its clients, and no notification arrives."""
     try:
-        pids = {await patient.connection.fetchval("select pg_backend_pid()") for _ in range(PID_TRIES)}
+        async with connected(patient.settings, application_name="recalcd doctor") as other:
+            shared = await is_shared(patient.connection, other)
     except _STRANGE_STATEMENTS:
         yield error("prepared statements vanish: a transaction pooler is in between", _POOLER_REMEDY)
         return
-    if len(pids) > 1:
-        yield error("the backend changes between statements: a transaction pooler is in between", _POOLER_REMEDY)
+    if shared:
+        yield error("other clients are served by the same session: a transaction pooler is in between", _POOLER_REMEDY)
     elif not await _hears(patient) and patient.settings.wake != "poll":
         yield error("notifications do not arrive: a transaction pooler is in between, or a standby", _POOLER_REMEDY)
 

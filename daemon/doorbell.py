@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 from uuid import UUID
@@ -17,10 +17,11 @@ from uuid import UUID
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, can_write, close, connect, one_row
+from daemon.database import DATABASE_ERRORS, can_write, close, is_shared, one_row
 from daemon.database import connection as brief_connection
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
+from daemon.session import Session, open_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
@@ -34,7 +35,6 @@ DOZE_S = 0.005
 """How soon to try again to fall asleep when silent writers are in flight, or keys are busy; doubles each time."""
 RELISTEN_S = 60.0
 """How long to do without LISTEN on a connection that does not deliver, before trying again."""
-_KEEPALIVE = "set tcp_keepalives_idle = 15; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3"
 
 
 class Alarm:
@@ -122,6 +122,7 @@ class Doorbell:
         self._doze_s = DOZE_S
         self._always = settings.wake == "always"
         self._is_armed = False
+        self._listener: Session | None = None
         self.is_listening = False
         self.is_degraded = False
         """Whether a LISTEN session was lost, or could not be had, and is not back yet."""
@@ -168,15 +169,13 @@ class Doorbell:
 
     async def _session(self) -> NoReturn:
         """Listen, then catch up, then sleep and wake until the connection is lost."""
-        connection = await connect(self._settings, application_name="recalcd listener", read_write=True)
+        connection = await self._connect()
         self._echoes = asyncio.Queue()
         try:
             connection.add_termination_listener(self._on_loss)
-            await connection.execute(_KEEPALIVE)
-            await connection.add_listener(CHANNEL, self._on_ring)
-            await connection.add_listener(self._echo_channel, self._on_echo)
             # From another session: a pooler may well hand a session its own notifications, and lose everybody else's.
             async with brief_connection(self._settings, application_name="recalcd echo", read_write=True) as other:
+                await self._start_listening(connection, other)
                 await self._beat(other)
             self.is_listening, self.is_degraded = True, False
             log.info(telemetry.LISTENER_STARTED)
@@ -186,6 +185,33 @@ class Doorbell:
                 await self._beat(connection)
         finally:
             await close(connection)
+
+    async def _connect(self) -> asyncpg.Connection:
+        """Connect; if the session before is still there, though we lost it, end it: it may be armed."""
+        found = await open_session(self._settings, application_name="recalcd listener")
+        lost, self._listener = self._listener, found
+        if lost:
+            async with self._deadline(found.connection):
+                await found.end_lost(lost)
+        return found.connection
+
+    async def _start_listening(self, connection: asyncpg.Connection, other: asyncpg.Connection) -> None:
+        """Listen; but not in a session that another client gets, too: that would go on listening for nobody."""
+        async with self._deadline(connection):
+            if await is_shared(connection, other):
+                raise DeafListener
+            await connection.add_listener(CHANNEL, self._on_ring)
+            await connection.add_listener(self._echo_channel, self._on_echo)
+
+    @contextlib.asynccontextmanager
+    async def _deadline(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
+        """Give a short step on the LISTEN session the time of a heartbeat; what takes longer is taken for lost."""
+        try:
+            async with asyncio.timeout(self._settings.heartbeat_timeout_s):
+                yield
+        except TimeoutError:
+            connection.terminate()
+            raise
 
     def _on_ring(self, *_: object) -> None:
         self._alarm.ring()
@@ -207,7 +233,7 @@ class Doorbell:
         whose ring we wait for are elsewhere.
         """
         payload = str(time.monotonic_ns())
-        async with asyncio.timeout(self._settings.heartbeat_timeout_s):
+        async with self._deadline(connection):
             await connection.execute(ECHO, self._echo_channel, payload)
         if not can_write(connection):
             raise DatabaseUnavailable("The server we listen to has become read-only; the primary is elsewhere.")
@@ -246,11 +272,13 @@ class Doorbell:
     async def _fall_asleep(self, connection: asyncpg.Connection) -> bool:
         """Arm, then look once more; false when there is something to do after all."""
         self._rung.clear()
-        state = await connection.fetchval(ARM)
+        async with self._deadline(connection):
+            state = await connection.fetchval(ARM)
         if state == "busy":
             return False
         self._is_armed = state == "armed"
-        look = await one_row(connection, LOOK, self._hints.skipped(time.monotonic()))
+        async with self._deadline(connection):
+            look = await one_row(connection, LOOK, self._hints.skipped(time.monotonic()))
         if look["ready"]:
             self._hints.sweep()
             self._alarm.ring()
@@ -266,7 +294,8 @@ class Doorbell:
     async def _disarm(self, connection: asyncpg.Connection) -> None:
         """Let writers be silent again. When another daemon guarded us, there is nothing to give back."""
         if self._is_armed:
-            await connection.fetchval(DISARM)
+            async with self._deadline(connection):
+                await connection.fetchval(DISARM)
             self._is_armed = False
             log.debug(telemetry.DOORBELL_DISARMED)
 

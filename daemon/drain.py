@@ -5,10 +5,11 @@ import time
 from dataclasses import dataclass, field
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, connection, one_row
+from daemon.database import DATABASE_ERRORS, one_row
 from daemon.doorbell import LOOK
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
+from daemon.session import brief_session
 from daemon.settings import Settings
 from daemon.telemetry import log
 
@@ -33,7 +34,7 @@ class Drain:
     async def _is_over(self) -> bool:
         skipped = self.hints.skipped(time.monotonic())
         try:
-            async with connection(self.settings, application_name="recalcd drain", read_write=True) as connected:
+            async with brief_session(self.settings, application_name="recalcd drain") as connected:
                 look = await one_row(connected, LOOK, skipped)
                 if look["ready"] or look["owed_count"]:
                     self._tell(0 if look["ready"] else look["owed_count"], look["next_attempt_s"])

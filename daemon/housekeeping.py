@@ -12,8 +12,9 @@ import asyncpg
 
 from daemon import __version__, systemd, telemetry
 from daemon.batch import prepare_history
-from daemon.database import DATABASE_ERRORS, can_write, close, connect
+from daemon.database import DATABASE_ERRORS, close
 from daemon.errors import DatabaseUnavailable
+from daemon.session import Session, open_session
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared
@@ -28,6 +29,7 @@ PARTITIONS_S = 3600.0
 PARTITIONS_AGAIN_S = 60.0
 """How soon to try again when the partitions could not be made, or an old one not be dropped for a reader's lock."""
 DAYS_AHEAD = 7
+GOODBYE_S = 2.0
 
 
 class Housekeeper:
@@ -37,7 +39,7 @@ class Housekeeper:
         """Take what tells the daemon's state: working, idle, degraded or stopping."""
         self._shared = shared
         self._state = state
-        self._connection: asyncpg.Connection | None = None
+        self._session: Session | None = None
         self._partitions_at = 0.0
 
     async def run(self) -> None:
@@ -55,7 +57,11 @@ class Housekeeper:
 
     async def make_round(self) -> None:
         """Say that we live, learn whether somebody vanished, mend what a clock left, see to partitions when due."""
-        connection = await self._connected()
+        session = await self._connected()
+        async with session.watched(self._shared.settings) as connection:
+            await self._make_round(connection)
+
+    async def _make_round(self, connection: asyncpg.Connection) -> None:
         state = self._state()
         self._shared.is_cautious = await connection.fetchval(
             HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
@@ -85,26 +91,26 @@ class Housekeeper:
     async def say_goodbye(self) -> None:
         """Say that the daemon stopped as it should, if the database will listen."""
         with contextlib.suppress(DatabaseUnavailable, *DATABASE_ERRORS):  # it is gone anyway; others will notice
-            connection = await self._connected()
-            await connection.execute(SAY_GOODBYE, self._shared.daemon_id)
+            async with asyncio.timeout(GOODBYE_S):
+                session = await self._connected()
+                await session.connection.execute(SAY_GOODBYE, self._shared.daemon_id)
 
     async def close(self) -> None:
         """Close the connection; the next round would open another."""
-        if self._connection is not None:
-            await close(self._connection)
+        if self._session is not None:
+            await close(self._session.connection)
 
-    async def _sign_in(self, connection: asyncpg.Connection) -> None:
+    async def _sign_in(self, session: Session) -> None:
         try:
-            await connection.execute(SIGN_IN, self._shared.daemon_id)
+            async with session.watched(self._shared.settings) as connection:
+                await connection.execute(SIGN_IN, self._shared.daemon_id)
         except DATABASE_ERRORS:
-            await close(connection)  # without the proof of life others would take us for vanished
+            await close(session.connection)  # without the proof of life others would take us for vanished
             raise
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or not can_write(self._connection):
+    async def _connected(self) -> Session:
+        if self._session is None or not self._session.can_write:
             await self.close()
-            self._connection = await connect(
-                self._shared.settings, application_name="recalcd housekeeper", read_write=True
-            )
-            await self._sign_in(self._connection)
-        return self._connection
+            self._session = await open_session(self._shared.settings, application_name="recalcd housekeeper")
+            await self._sign_in(self._session)
+        return self._session

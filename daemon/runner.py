@@ -11,19 +11,22 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from daemon import __version__, systemd, telemetry
 from daemon.auditor import Auditor
-from daemon.database import CONNECTION_ERRORS, connection, sqlstate_of
+from daemon.database import CONNECTION_ERRORS, sqlstate_of
 from daemon.doorbell import Activity, Alarm, Doorbell
 from daemon.drain import Drain
 from daemon.errors import FORBIDDEN, ConfigurationError, DatabaseRefuses, DatabaseUnavailable, SchemaMismatch
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
+from daemon.session import brief_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared, Worker
 
 COUNT_DEAD = statement("count_dead")
+PARTING_S = 10.0
+"""Longer than it takes to close connections and say goodbye, each of which is given up after two seconds."""
 _SCHEMA_GONE = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -63,7 +66,7 @@ class Crew:
 
     async def prepare(self) -> None:
         """Find the database as we need it, and say that we are here. Raises SchemaMismatch, DatabaseUnavailable."""
-        async with connection(self._shared.settings, application_name="recalcd start", read_write=True) as connected:
+        async with brief_session(self._shared.settings, application_name="recalcd start") as connected:
             await check_schema(connected)
         await self._housekeeper.make_round()
 
@@ -99,7 +102,7 @@ class Crew:
     async def _finish(self, working: dict[asyncio.Task[None], Worker], hurry: asyncio.Event) -> None:
         """Let batches in hand be finished, within the grace period; the idle leave at once."""
         grace_s = self._shared.settings.stop_grace_s
-        systemd.extend_timeout(grace_s + 5)
+        systemd.extend_timeout(grace_s + PARTING_S)
         self._shared.stopping.set()
         for task, worker in working.items():
             if not worker.has_batch_in_hand:
@@ -204,7 +207,7 @@ class Runner:
 
     async def _what_is_left(self, settings: Settings) -> int:
         """Return the exit code of a drain."""
-        async with connection(settings, application_name="recalcd drain", read_write=True) as connected:
+        async with brief_session(settings, application_name="recalcd drain") as connected:
             dead_count = await connected.fetchval(COUNT_DEAD)
         if dead_count:
             log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)

@@ -63,8 +63,8 @@ class Settings(BaseSettings):
     )
     linger_poll_s: float = _seconds(0.01, "poll while lingering", up_to=60)
 
-    heartbeat_s: float = _seconds(15, "time between two checks that notifications still arrive")
-    heartbeat_timeout_s: float = _seconds(5, "time one such check may take; then the listener reconnects")
+    heartbeat_s: float = _seconds(15, "time after which a silent session is checked")
+    heartbeat_timeout_s: float = _seconds(5, "time one such check may take; then the session is replaced")
     connect_timeout_s: float = _seconds(10, "time one attempt to connect may take")
     retry_max_s: float = _seconds(30, "longest wait between two attempts while the database is away, or a topic broken")
 

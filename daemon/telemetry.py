@@ -30,6 +30,8 @@ SETTINGS_RELOADED = "settings.reloaded"
 SETTINGS_REFUSED = "settings.refused"
 
 
+SESSION_LOST = "session.lost"
+
 LISTENER_STARTED = "listener.started"
 LISTENER_LOST = "listener.lost"
 LISTENER_DEGRADED = "listener.degraded"

@@ -16,10 +16,11 @@ from daemon import telemetry
 from daemon.batch import NO_PARTITION, STATEMENTS_GONE, Batch, CallFailed, Recalculation
 from daemon.careful import ACQUIT_KEYS, QUERY_CANCELED, CarefulRun, Failure, Outcome
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, blame_of, can_write, close, connect, connection, sqlstate_of
+from daemon.database import DATABASE_ERRORS, blame_of, close, had_last_words, sqlstate_of
 from daemon.doorbell import Activity, Alarm
 from daemon.errors import FORBIDDEN, NOTIFY_QUEUE_FULL, Blame, DatabaseUnavailable
 from daemon.hints import Hints
+from daemon.session import Session, brief_session, open_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
@@ -27,7 +28,6 @@ from daemon.trouble import Trouble
 
 SUSPECT_KEYS = statement("suspect_keys")
 EXCUSE_KEYS = statement("excuse_keys")
-SERVER_STARTED_AT = statement("server_started_at")
 # Outside the recalculation no key can be at fault: somebody makes the partition, reads the queue, or grants again.
 _PASSES_HERE = frozenset({NO_PARTITION, STATEMENTS_GONE, NOTIFY_QUEUE_FULL, FORBIDDEN})
 _CRASHED_FOR_ANOTHER = ("57P01", "57P02")
@@ -59,8 +59,7 @@ class Worker:
         """Connect at the first batch."""
         self._shared = shared
         self._recalculation = Recalculation(shared.daemon_id, "live", keep_history=shared.settings.history_days > 0)
-        self._connection: asyncpg.Connection | None = None
-        self._server_started_at: object = None
+        self._session: Session | None = None
         self._vanished: CallFailed | None = None
         self._is_excused = False
         self._marked: Claim | None = None
@@ -106,10 +105,11 @@ class Worker:
     async def _turn(self) -> bool:
         """Run one batch; false when there is nothing to do."""
         with self._shared.activity.batch_in_hand():
-            return await self._run_batch()
+            session = await self._connected()
+            async with session.watched(self._shared.settings) as connection:
+                return await self._run_batch(connection)
 
-    async def _run_batch(self) -> bool:
-        connection = await self._connected()
+    async def _run_batch(self, connection: asyncpg.Connection) -> bool:
         started = time.monotonic()
         try:
             self.has_batch_in_hand = True
@@ -148,18 +148,31 @@ class Worker:
             retries_first=self._retries_first and not self._sweeping,
         )
 
-    async def _connected(self) -> asyncpg.Connection:
-        """Return a working connection; after a batch vanished, note its keys first."""
-        if self._connection is None or not can_write(self._connection):
+    async def _connected(self) -> Session:
+        """Return a session that works; when one was lost, clear up behind it first."""
+        session = self._session
+        if session is None or not session.can_write:
             await self._disconnect()
-            connection = await connect(self._shared.settings, application_name="recalcd worker", read_write=True)
-            self._connection, previous = connection, self._server_started_at
-            self._server_started_at = await connection.fetchval(SERVER_STARTED_AT)
+            found = await open_session(self._shared.settings, application_name="recalcd worker")
+            try:
+                async with found.watched(self._shared.settings):
+                    await self._clear_up(session, found)
+            except BaseException:
+                found.connection.terminate()
+                raise
+            found.connection.add_log_listener(self._hear)
+            session = self._session = found
+        return session
+
+    async def _clear_up(self, lost: Session | None, found: Session) -> None:
+        """Free what a lost session still holds; judge the keys of a batch that vanished with it."""
+        if lost:
+            await found.end_lost(lost)
             if self._vanished:
-                await self._accuse(connection, self._vanished, restarted=previous != self._server_started_at)
-            self._vanished, self._is_excused = None, False
-            connection.add_log_listener(self._hear)
-        return self._connection
+                self._is_excused |= not had_last_words(self._vanished.error) and found.is_same_run(lost)
+                restarted = found.server_started_at != lost.server_started_at
+                await self._accuse(found.connection, self._vanished, restarted=restarted)
+        self._vanished, self._is_excused = None, False
 
     async def _accuse(self, connection: asyncpg.Connection, vanished: CallFailed, *, restarted: bool) -> None:
         """Suspect the keys of a batch that vanished, unless the server said that it ends others, too.
@@ -179,17 +192,16 @@ class Worker:
         self._is_excused |= message.sqlstate in _CRASHED_FOR_ANOTHER
 
     def _drop_connection(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
+        if self._session is not None:
+            self._session.connection.terminate()
 
     async def _disconnect(self) -> None:
-        if self._connection is not None:
-            await close(self._connection)
-            self._connection = None
+        if self._session is not None:
+            await close(self._session.connection)
 
     async def _mark(self, claim: Claim) -> None:
         """Write down, in a transaction of its own, whom we are about to call: if we vanish, they were there."""
-        async with connection(self._shared.settings, application_name="recalcd witness", read_write=True) as witness:
+        async with brief_session(self._shared.settings, application_name="recalcd witness") as witness:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
         self._marked = claim
 

@@ -13,6 +13,10 @@ from typing import Any
 import asyncpg
 import pytest
 import structlog
+from engine import impatient
+from links import BEAT_S
+from proxy import Proxy, proxy_to
+from pydantic import SecretStr
 from servers import PLACES, Connect, Psql, TestServer, running
 from waiting import eventually as _eventually
 from waiting import wait_until_blocked as _wait_until_blocked
@@ -136,6 +140,24 @@ async def db(connect: Connect) -> asyncpg.Connection:
 def settings(dsn: str, tmp_path: Path) -> Settings:
     """Set the test's database, and leave the rest as shipped; change with model_copy(update=…)."""
     return load(database_url=dsn, telem_dir=tmp_path / "logs")
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    """Stand between a daemon and the test's database."""
+    async with proxy_to(dsn) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def through(settings: Settings, proxy: Proxy) -> Callable[..., Settings]:
+    """Set the way through the proxy, and short heartbeats."""
+
+    def through(**update: Any) -> Settings:
+        beat = {"heartbeat_s": BEAT_S, "heartbeat_timeout_s": BEAT_S, "connect_timeout_s": 2 * BEAT_S}
+        return impatient(settings, database_url=SecretStr(proxy.dsn), **(beat | update))
+
+    return through
 
 
 @pytest.fixture

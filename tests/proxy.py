@@ -264,7 +264,7 @@ class Proxy:
 @contextlib.asynccontextmanager
 async def proxy_to(dsn: str, host: str = "127.0.0.1") -> AsyncIterator[Proxy]:
     """Stand before a database while the block runs; proxy.dsn is the way through."""
-    proxy = Proxy(await _address(dsn))
+    proxy = Proxy(await address_of(dsn))
     async with await asyncio.start_server(proxy.serve, host, 0) as listener:
         place, port = urlsplit(dsn), listener.sockets[0].getsockname()[1]
         user = place.netloc.rpartition("@")[0] or "postgres"
@@ -292,7 +292,7 @@ async def _read_startup(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         return head + body, parameters.get("application_name", "")
 
 
-async def _address(dsn: str) -> str | tuple[str, int]:
+async def address_of(dsn: str) -> str | tuple[str, int]:
     """Ask asyncpg where a URI leads to: a socket or a host."""
     probe = await asyncpg.connect(dsn)
     try:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from daemon.hints import SWEEP_S, TRAIL_S, Hints
 from daemon.job_runner import Chunk, Counts
 from daemon.keys import Topic
 from daemon.replay import Replayer
+from daemon.session import Session
 from daemon.settings import Settings
 from daemon.sql import SQL_ROOT
 from daemon.verify import Verifier
@@ -165,7 +167,7 @@ class SchoolStage:
         self.workers = {}
         for number, actor in enumerate(self._named("worker")):
             self.workers[actor] = Worker(shared[number % 2])
-            self.workers[actor]._connection = actor.stepped
+            self.workers[actor]._session = _session(actor)
 
     def _named(self, name: str) -> list[Actor]:
         return [actor for actor in self.stage.actors if actor.name.startswith(name)]
@@ -394,3 +396,9 @@ UPSETS: dict[str, Callable[[SchoolStage, int], Coroutine[Any, Any, None]]] = {
     "pause": lambda school, _: school.pause(),
     "resume": lambda school, _: school.resume(),
 }
+
+
+def _session(actor: Actor) -> Session:
+    """Let a worker take an actor's connection for one that it opened itself; nobody watches over it."""
+    now = datetime.now(UTC)
+    return Session(actor.stepped, actor.name, 0, now, now, frozenset(), is_direct=False)

@@ -295,7 +295,7 @@ async def test_a_database_that_is_away_for_a_day_is_still_waited_for(
     async def skip(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(daemon.doorbell, "connect", refuse)
+    monkeypatch.setattr(daemon.doorbell, "open_session", refuse)
     monkeypatch.setattr(asyncio, "sleep", skip)
     bell = Doorbell(settings, uuid4(), Alarm(), Activity(0), Hints(1))
     with pytest.raises(Enough):

@@ -45,7 +45,7 @@ async def backfill(
     from daemon.pace import FIRST_CHUNK_KEYS
 
     about = scope.scope_of(keys, keys_from, cohort=cohort, missing=missing)
-    async with database(command_line, "backfill") as (opened, settings):
+    async with database(command_line, "backfill", own_session=True) as (opened, settings):
         topic = await find_topic(opened, topic_name)
         key_count = await scope.count(opened, topic, about)
         if dry_run:

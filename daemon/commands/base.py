@@ -74,10 +74,12 @@ def asynchronous(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
 
 
 @contextlib.asynccontextmanager
-async def database(command_line: dict[str, Any], name: str) -> AsyncIterator[tuple["asyncpg.Connection", "Settings"]]:
-    """Connect for a command, and see that the schema is ours."""
+async def database(
+    command_line: dict[str, Any], name: str, *, own_session: bool = False
+) -> AsyncIterator[tuple["asyncpg.Connection", "Settings"]]:
+    """Connect for a command, in a session of its own if it keeps something there, and see that the schema is ours."""
     from daemon import telemetry
-    from daemon.database import connection
+    from daemon.database import connection, need_own_session
     from daemon.migration_state import check_schema
     from daemon.settings import load
 
@@ -85,6 +87,8 @@ async def database(command_line: dict[str, Any], name: str) -> AsyncIterator[tup
     quiet = {} if "log_level" in settings.model_fields_set else {"log_level": "warning"}
     telemetry.configure(settings.model_copy(update=quiet))
     async with connection(settings, application_name=f"recalcd {name}") as opened:
+        if own_session:
+            await need_own_session(opened, settings)
         await check_schema(opened)
         yield opened, settings
 

@@ -91,7 +91,7 @@ async def resume(command_line: dict[str, Any], *, job_id: int, dry_run: bool, as
     from daemon import jobs, render
     from daemon.commands.running import run_here
 
-    async with database(command_line, "job") as (opened, settings):
+    async with database(command_line, "job", own_session=True) as (opened, settings):
         was = await jobs.change(opened, job_id, "running", dry_run=dry_run)
         if dry_run:
             click.echo(f"would resume job {job_id} at {was.done_count:,} of {was.key_count:,} keys")

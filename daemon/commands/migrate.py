@@ -61,13 +61,14 @@ def down(
 async def _migrate(
     command_line: dict[str, Any], direction: Callable[..., Coroutine[Any, Any, int]], **arguments: Any
 ) -> int:
-    from daemon.database import connection
+    from daemon.database import connection, need_own_session
     from daemon.migrations import Audience
     from daemon.settings import load
 
     audience = Audience(tell=click.echo, warn=functools.partial(click.echo, err=True))
     settings = load(**command_line)
     async with connection(settings, application_name="recalcd migrate", read_write=not arguments["dry_run"]) as opened:
+        await need_own_session(opened, settings)
         return await direction(opened, audience=audience, **arguments)
 
 

@@ -72,7 +72,7 @@ async def replay(
     named = None if not keys and keys_from is None else [*keys, *read_lines(keys_from or [])]
     wanted = Wanted(named, dead, since, until, **parse_where(where))
     check(wanted)
-    async with database(command_line, "replay") as (opened, settings):
+    async with database(command_line, "replay", own_session=True) as (opened, settings):
         topic = await find_topic(opened, topic_name)
         chosen = await choose(opened, topic, wanted)
         await _carry_out(opened, settings, topic, chosen, dry_run=dry_run, yes=yes, as_json=as_json)

@@ -33,7 +33,7 @@ async def tail(
     def show(line: Line) -> None:
         click.echo(render.as_json(asdict(line), indent=None) if as_json else line_text(line))
 
-    async with database(command_line, "tail") as (opened, settings):
+    async with database(command_line, "tail", own_session=True) as (opened, settings):
         if settings.history_days == 0:
             raise UsageError("No history is kept, so there is nothing to show: set RECALCD_HISTORY_DAYS to 1 or more.")
         if topic_name is not None:
