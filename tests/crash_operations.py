@@ -259,7 +259,7 @@ SCENARIOS = (
     Scenario("backfill", BACKFILL, prepare_backfill, check_continued(BACKFILL)),
     Scenario("backfill, careful", BACKFILL, prepare_careful_backfill, check_continued(BACKFILL, [GUILTY]), BAD_NEWS),
     Scenario("backfill, busy", BACKFILL, prepare_busy_backfill, check_busy_backfill),
-    Scenario("backfill, given up", BACKFILL, prepare_failing_backfill, check_failing_backfill, NO_DATABASE),
+    Scenario("backfill, given up", BACKFILL, prepare_failing_backfill, check_failing_backfill, NO_DATABASE | BAD_NEWS),
     Scenario("backfill, reports", BACKFILL_REPORTS, prepare_stale, check_continued(BACKFILL_REPORTS), subject=Reports),
     Scenario("replay", REPLAY, prepare_stale, check_continued(REPLAY)),
     Scenario("replay, dead", REPLAY_DEAD, prepare_dead, check_continued(REPLAY_DEAD)),

@@ -60,8 +60,8 @@ async def test_the_points_of_a_live_batch_are_all_there(site: Site) -> None:
     for statement in ("claim", "recalculate", "settle", "arm", "look", "disarm", "heartbeat", "echo", "say_goodbye"):
         for call in ("prepare", "bind_execute"):
             assert phases(points, statement, call) >= {"before", "answered", "after"}, (statement, call)
-    begin = next(each.statement for each in points if each.statement.startswith("begin isolation level"))
-    for statement in (begin, "commit"):
+    for words in ("begin isolation level", "commit"):
+        statement = next(each.statement for each in points if each.statement.startswith(words))
         assert phases(points, statement, "query") >= {"before", "answered", "after"}, statement
     assert "sent" in phases(points, "recalculate", "bind_execute"), "nothing ends inside the procedure"
 
