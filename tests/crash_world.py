@@ -76,11 +76,11 @@ class Ledger:
             create table ledger.trouble (account text primary key, kind text not null);
             create function ledger.make_trouble(p_keys text[]) returns void language plpgsql as $$
             declare
-                v_kind text := (select t.kind from ledger.trouble as t where t.account = any (p_keys));
+                v_kind text := (select t.kind from ledger.trouble as t where t.account = any (p_keys) limit 1);
             begin
                 case v_kind
                     when 'raise' then raise exception 'no' using errcode = '22012';
-                    when 'full' then raise exception 'no space left' using errcode = '53100';
+                    when 'gone' then raise exception 'no such routine' using errcode = 'RC004';
                     when 'end' then perform pg_terminate_backend(pg_backend_pid());
                     else null;
                 end case;
