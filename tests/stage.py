@@ -181,9 +181,12 @@ class Stage:
     async def _waiting(self) -> dict[int, bool]:
         """Wait until everybody who moves waits for a lock; return their pids, and whether it is that of the gate."""
         while True:
+            moving = [actor for actor in self.actors if actor.is_moving]
             rows = await self.gatekeeper.fetch(_WAITING)
             waiting = {row["pid"]: row["is_at_gate"] for row in rows}
-            if all(actor.pid in waiting for actor in self.actors if actor.is_moving):
+            if any(not actor.is_moving for actor in moving):
+                continue  # it ended meanwhile, and may have let go of somebody who was seen to wait
+            if all(actor.pid in waiting for actor in moving):
                 return waiting
 
     @staticmethod
