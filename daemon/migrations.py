@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from daemon.errors import SchemaMismatch, UsageError
 from daemon.migration_files import SET_NAMES, MigrationSet, RoutineFile, load_sets
@@ -18,6 +19,7 @@ from daemon.migration_steps import LOCK, Step, apply_step, refuse_owed, routines
 from daemon.sql import SQL_ROOT
 
 ENGINE = SET_NAMES[0]
+DEADLOCK_TRIES = 10
 
 
 def _ignore(_: str) -> None:
@@ -116,11 +118,26 @@ async def _carry_out(
         audience.tell("Nothing to do.")
     for step in steps:
         if not dry_run:
-            await step.run(connection)
+            await _run_patiently(step, connection)
         for verb, what in step.parts:
             would, did = verb.value
             audience.tell(f"{would if dry_run else did} {what}")
     return len(steps)
+
+
+async def _run_patiently(step: Step, connection: asyncpg.Connection) -> None:
+    """Run a step, again if a daemon at work was in its way: each is a transaction, and was rolled back."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(_is_deadlock),
+        wait=wait_random_exponential(multiplier=0.1, max=1),
+        stop=stop_after_attempt(DEADLOCK_TRIES),
+        reraise=True,
+    )
+    await retrying(step.run, connection)
+
+
+def _is_deadlock(error: BaseException) -> bool:
+    return any(isinstance(each, asyncpg.DeadlockDetectedError) for each in (error, error.__cause__))
 
 
 def _plan_up(shipped: Sequence[MigrationSet], books: Books, set_names: Sequence[str], to: int | None) -> Iterator[Step]:

@@ -416,3 +416,17 @@ def test_a_routine_file_is_named_after_its_routine(sql_root: SqlRoot) -> None:
     sql_root.routine("outbox", "add.sql", ADD)
     with pytest.raises(ValueError, match=r"is not named schema\.routine\.sql"):
         load_sets(sql_root.path)
+
+
+async def test_a_migration_that_deadlocks_with_a_daemon_at_work_is_tried_again(
+    db: asyncpg.Connection, connect: Connect, sql_root: SqlRoot
+) -> None:
+    sql_root.migration("outbox", 3, "three", "select;", "lock outbox.one; lock outbox.two;")
+    await migrations.up(db, set_names=["outbox"], sql_root=sql_root.path)
+    admin, at_work = await connect("migration"), await connect("at work")
+    await admin.execute("set deadlock_timeout = '10ms'")  # so that it is the one to be told
+    await at_work.execute("begin; lock outbox.two")
+    going = asyncio.create_task(migrations.down(admin, set_names=["outbox"], to=2, sql_root=sql_root.path))
+    await wait_until_blocked(db, "migration")
+    await asyncio.gather(going, at_work.execute("lock outbox.one; commit"))
+    assert await db.fetchval("select max(version) from outbox.migration") == 2
