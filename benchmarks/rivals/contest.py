@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from benchmarks.bench import SCHOOL_TABLES, Bench, asleep, load_school, settle_down
-from benchmarks.rivals.system import RECALCD, System
+from benchmarks.rivals.system import RECALCD, RING, System
 from daemon.sql import statement
 
 MAKE_PARTITIONS = statement("make_partitions")
@@ -87,8 +87,9 @@ class Contest:
 
     async def give_turn(self, system: System) -> None:
         """Let the writers enqueue for a contestant, and begin with true reports and no job from earlier."""
-        body = self.shipped_enqueue if system.enqueue is None else ENQUEUE.format(body=system.enqueue)
-        await self.connection.execute(body)
+        assert RING in self.shipped_enqueue
+        shipped = self.shipped_enqueue.replace(RING, system.ring)
+        await self.connection.execute(shipped if system.enqueue is None else ENQUEUE.format(body=system.enqueue))
         if system.clear:
             await self.connection.execute(system.clear)
         await self.connection.execute("call reports.backfill_student_rollups()")
@@ -103,7 +104,7 @@ class Contest:
         async with system.working(self.dsn):
             await self.write(0)
             await self.drained(system, within_s=60)
-            if system is RECALCD:
+            if system.has_daemon:
                 await asleep(self.connection)
             yield
 

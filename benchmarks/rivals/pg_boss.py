@@ -51,6 +51,7 @@ def _system(name: str, handler: str, queue: str, singleton_key: str = "null", *,
         workers=((node(), "with_pg_boss.mjs", handler),),
         connections=CONNECTIONS,
         environment={"QUEUE": queue},
+        calls_each=handler == "each",
         dedupes=dedupes,
     )
 

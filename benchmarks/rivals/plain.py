@@ -108,6 +108,7 @@ def _again_and_again(name: str, sql: str, apart_s: float, *, schema: str = "", r
         # The procedure's own settings, for the views have none.
         environment={"PGOPTIONS": "-c jit=off -c work_mem=32MB"},
         report=report,
+        calls_each=False,
     )
 
 

@@ -33,6 +33,7 @@ ALL_DIFFERENT = "(select min(b.position) as position, b.key from bench.backlog a
 """The same for systems that de-duplicate, which then have one job a pupil whatever the number of events."""
 
 REPORT = "reports.report_student_rollups"
+RING = "perform outbox.ring(p_topic);"
 NOTHING_WAITS = "from (select) as nothing where false"
 
 
@@ -42,7 +43,7 @@ class System:
 
     name: str
     enqueue: str | None
-    """What the writer does, as PL/pgSQL statements; None: what recalcd ships."""
+    """What the writer does, as PL/pgSQL statements; None: what recalcd ships, and its daemon is what works."""
     enqueue_all: str
     """One SQL statement: the same for each row of bench.backlog, by the system's own bulk call where it has one."""
     left: str
@@ -60,14 +61,23 @@ class System:
     environment: Mapping[str, str] = field(default_factory=dict)
     report: str = REPORT
     """Where readers find the report."""
+    ring: str = RING
+    """What recalcd's enqueue does in the place of ringing its doorbell."""
+    calls_each: bool = True
+    """Whether a call of the procedure is of one pupil."""
     dedupes: bool = False
     """Whether an enqueue may find that another event's job will do."""
+
+    @property
+    def has_daemon(self) -> bool:
+        """Whether recalcd's daemon is what works."""
+        return self.enqueue is None
 
     @asynccontextmanager
     async def working(self, dsn: str) -> AsyncIterator[Sequence[Daemon]]:
         """Run the workers while the block runs."""
         async with AsyncExitStack() as stack:
-            if self.enqueue is None:
+            if self.has_daemon:
                 yield [await stack.enter_async_context(daemon(dsn))]
                 return
             yield [
