@@ -146,7 +146,9 @@ async def _turn(ground: Contest, system: System, backlog: Sequence[str]) -> Drai
             before = await Counters.now(ground)
             await ground.connection.execute(system.enqueue_all)
             jobs = await ground.left(system)
-            await ground.connection.execute(f"analyze {system.left.split()[1]}")  # or its plans would be luck
+            await ground.connection.execute(
+                f"analyze {system.jobs or system.left.split()[1]}"
+            )  # or its plans would be luck
             filled = await Counters.now(ground)
             xid = await ground.connection.fetchval("select pg_current_xact_id()::text")
             if system is RECALCD:

@@ -51,7 +51,11 @@ class System:
     clear: str = ""
     """SQL: forget all jobs, the finished ones included."""
     setup: tuple[tuple[str, ...], ...] = ()
-    """Commands that create the schema, once a database."""
+    """Commands that create the schema, once a database..."""
+    starts_over: bool = False
+    """...or once a turn, `clear` having dropped it."""
+    jobs: str = ""
+    """The table whose rows the planner should have counted after a bulk; "": the one that `left` reads."""
     schema: str = ""
     """SQL to run after them."""
     workers: tuple[tuple[str, ...], ...] = ()
