@@ -15,6 +15,7 @@ from benchmarks import (
     backlog,
     burst,
     floor,
+    freshness,
     horizon,
     latency,
     machine,
@@ -22,6 +23,7 @@ from benchmarks import (
     neighbour,
     saturation,
     wake,
+    writers,
 )
 from benchmarks.bench import SERVER_SETTINGS, Bench
 from benchmarks.figures import Part, Report
@@ -40,6 +42,8 @@ PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
 }
 BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "saturation": saturation.measure,
+    "freshness": freshness.measure,
+    "writers": writers.measure,
 }
 """These take an hour or more; the queues among the rivals take part when benchmarks/rivals/install has run."""
 
@@ -70,7 +74,7 @@ BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
 def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_file: Path | None) -> None:
     """Measure recalcd. Parts: backlog, burst, floor, latency, memory, horizon, neighbour, wake; all without a name.
 
-    Beside its rivals: saturation.
+    Beside its rivals: saturation, freshness, writers.
 
     Exit: 0 every target was met, 1 one was missed.
     """
