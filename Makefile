@@ -2,6 +2,7 @@
 #   make demo  DEMO_ARGS="--students 500 --rate 50"
 #   make test  PYTEST_ARGS="--pg 16 -k claim"
 #   make bench BENCH_ARGS="--help"
+#   make soak  SOAK_S=3600 SOAK_SEED=7 SOAK_ARGS="--json"
 
 SHELL := /bin/sh
 VENV  := .venv
@@ -14,7 +15,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 SOUND := $(shell grep -qxF '$(CURDIR)' $(STAMP) 2>/dev/null && $(BIN)/python -c '' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench docs lint format clean again
+.PHONY: help setup demo test crashpoints interleavings bench soak docs lint format clean again
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -28,8 +29,17 @@ demo: $(STAMP)  ## embedded Postgres, a sample school, the daemon, live writes, 
 test: $(STAMP)  ## run the tests in parallel, with coverage
 	@exec $(BIN)/python -m pytest -n auto --cov --cov-report=term $(PYTEST_ARGS)
 
+crashpoints: $(STAMP)  ## end daemon, backend and Postgres at every step there is
+	@exec $(BIN)/python tests/crashpoints.py $(CRASH_ARGS)
+
+interleavings: $(STAMP)  ## try INTERLEAVINGS (1000) new histories of writers, workers and operators
+	@INTERLEAVINGS=$${INTERLEAVINGS:-1000} exec $(BIN)/python -m pytest -q -s tests/test_interleavings.py $(PYTEST_ARGS)
+
 bench: $(STAMP)  ## measure speed and memory against their targets
 	@exec $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+soak: $(STAMP)  ## 10 minutes (SOAK_S) of faults beside 3 daemons and 8 writers, never out of sight of a verifier
+	@exec env PYTHONPATH=tests:. $(BIN)/python -m soak $(SOAK_ARGS)
 
 docs: $(STAMP)  ## write docs/cli.md from the commands
 	@mkdir -p docs && $(BIN)/python -m daemon.manual > docs/cli.md

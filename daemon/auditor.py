@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, close, connect
+from daemon.database import DATABASE_ERRORS, can_write, close, connect
 from daemon.errors import DatabaseUnavailable, UsageError
 from daemon.keys import LIST_TOPICS, Topic
 from daemon.settings import Settings
@@ -91,7 +91,8 @@ class Auditor:
         return Topic(row["topic"], row["batch_keys"], lists_keys=True)
 
     async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not can_write(self._connection):
+            await self.close()
             self._connection = await connect(self.settings, application_name="recalcd auditor", read_write=True)
         return self._connection
 

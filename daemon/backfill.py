@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from daemon import claim as outbox
 from daemon import jobs, scope
 from daemon.batch import CallFailed, Recalculation, prepare_history
-from daemon.careful import Failure, Outcome, run_carefully
+from daemon.careful import CarefulRun, Failure, Outcome
 from daemon.database import transaction
 from daemon.errors import Blame
 from daemon.job_runner import Chunk, Counts, JobRunner, Note, pace_of
@@ -22,7 +22,10 @@ from daemon.settings import Settings
 from daemon.sql import statement
 
 HAND_OVER_KEYS = statement("hand_over_keys")
-CONTENTION_TRIES = 10
+SUSPECT_KEYS = statement("suspect_keys")
+SUSPECTS_AMONG = statement("suspects_among")
+TRIES = 10
+"""Of a chunk that fails for a reason that usually passes, before its keys are tried one by one."""
 PARTITIONS_S = 3600.0
 TARGET_S: float = Settings.model_fields["batch_target_s"].default
 
@@ -54,18 +57,23 @@ class Backfiller:
             return await JobRunner(self.connection, job, self, pace, TARGET_S, self.advanced).run()
 
     async def do(self, chunk: Chunk, note: Note) -> None:
-        """Recalculate a chunk, but for keys that have an event. Raises asyncpg's errors when no key is to blame."""
+        """Recalculate a chunk, but for keys that have an event.
+
+        Raises CallFailed when the session is gone, maybe for one of the keys; asyncpg's errors when none is to blame.
+        """
         await self._prepare_history()
         retrying = AsyncRetrying(
             wait=wait_random_exponential(multiplier=0.05, max=1),
-            retry=retry_if_exception(_is_contention),
-            stop=stop_after_attempt(CONTENTION_TRIES),
+            retry=retry_if_exception(_may_pass),
+            stop=stop_after_attempt(TRIES),
             reraise=True,
         )
         try:
             await retrying(self._at_once, chunk, note)
         except CallFailed as failure:
-            if failure.blame in (Blame.SERVER, Blame.TOPIC):
+            if failure.vanished:
+                raise
+            if failure.blame is Blame.TOPIC:
                 raise failure.error from None
             await self._carefully(chunk, note, failure)
 
@@ -77,9 +85,11 @@ class Backfiller:
 
     async def _at_once(self, chunk: Chunk, note: Note) -> None:
         """Recalculate the chunk and move the cursor, in one transaction."""
-        async with transaction(self.connection):
+        async with self._recalculation.transaction(self.connection):
             keys = [key for key in chunk.keys if key not in chunk.pending]
-            claim = await outbox.claim_keys(self.connection, self.topic.name, keys)
+            suspects = {row["key"] for row in await self.connection.fetch(SUSPECTS_AMONG, self.topic.name, keys)}
+            innocent = [key for key in keys if key not in suspects]  # the daemon knows how to single the others out
+            claim = await outbox.claim_keys(self.connection, self.topic.name, innocent)
             changed_count = 0
             if claim.keys:
                 batch = await self._recalculation.call(self.connection, claim)
@@ -92,10 +102,10 @@ class Backfiller:
         """Find the guilty keys, recalculate the others, each part in a transaction; move the cursor at the end."""
         outcomes: list[Outcome] = []
         try:
-            await run_carefully(
-                self._recalculation, self.connection, failure, report=outcomes.append, stopping=lambda: False
-            )
+            await CarefulRun(self._recalculation, self.connection, outcomes.append).run(failure)
         except CallFailed as again:
+            if again.vanished:
+                raise
             raise again.error from None
         failed = {each.key for each in outcomes if isinstance(each, Failure)}
         batches = [each for each in outcomes if not isinstance(each, Failure)]
@@ -115,5 +125,7 @@ class Backfiller:
             await self.connection.execute(HAND_OVER_KEYS, self.topic.name, left)
 
 
-def _is_contention(error: BaseException) -> bool:
-    return isinstance(error, CallFailed) and error.blame is Blame.CONTENTION
+def _may_pass(error: BaseException) -> bool:
+    if not isinstance(error, CallFailed) or error.vanished:
+        return False
+    return error.blame in (Blame.CONTENTION, Blame.SERVER)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
@@ -10,14 +11,21 @@ import asyncpg
 
 from daemon import claim as outbox
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, sqlstate_of, transaction
-from daemon.errors import ENDED, Blame, blame
+from daemon.database import DATABASE_ERRORS, blame_of, ends_session, sqlstate_of, transaction
+from daemon.errors import Blame
 from daemon.sql import statement
 from daemon.telemetry import span
 
 RECALCULATE = statement("recalculate")
 SETTLE = statement("settle")
 MAKE_PARTITIONS = statement("make_partitions")
+
+STATEMENTS_GONE = "26000"  # `deallocate all` in a routine takes the driver's prepared statements along
+NO_PARTITION = "23514"  # at settling: the history has no partition for today
+# What a routine set for the session would otherwise be there for every batch after it. Discarding the rest would forget
+# the driver's prepared statements, and unlocking would end the hold that a command has on its job.
+TIDY_SESSION = "; reset session authorization; reset all; unlisten *; discard temp"
+UNLOCK_SESSION = "; select pg_advisory_unlock_all()"
 
 Kind = Literal["live", "replay", "backfill", "repair"]
 Witness = Callable[[Claim], Awaitable[None]]
@@ -36,12 +44,12 @@ class CallFailed(Exception):
     @property
     def blame(self) -> Blame:
         """Whose fault it is."""
-        return blame(self.sqlstate)
+        return blame_of(self.error)
 
     @property
     def vanished(self) -> bool:
         """Whether the backend is gone, killed or crashed by itself, with or without a word."""
-        return self.sqlstate is None or self.sqlstate.startswith(ENDED)
+        return ends_session(self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +84,19 @@ class Recalculation:
 
         Raises CallFailed, or asyncpg's errors from the steps around the call. Either way everything is rolled back.
         """
-        async with transaction(connection):
+        async with self.transaction(connection):
             claim = await outbox.claim(connection, hints, after=after, retries_first=retries_first)
             return None if claim is None else await self._run(connection, claim)
 
     async def named_keys(self, connection: asyncpg.Connection, topic: str, keys: list[str]) -> Batch:
         """Run a batch of named keys, as next_batch does. Keys that are busy or in backoff are left out of it."""
-        async with transaction(connection):
+        async with self.transaction(connection):
             claim = await outbox.claim_keys(connection, topic, keys)
             return await self._run(connection, claim)
+
+    def transaction(self, connection: asyncpg.Connection) -> AbstractAsyncContextManager[None]:
+        """Run a transaction that leaves the session as it was, whatever the topic's routine did to it."""
+        return transaction(connection, TIDY_SESSION + (UNLOCK_SESSION if self.kind == "live" else ""))
 
     async def _run(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
         if not claim.keys:
@@ -107,22 +119,17 @@ class Recalculation:
         return Batch(claim, changed, (time.perf_counter() - started) * 1000)
 
     async def settle(self, connection: asyncpg.Connection, batch: Batch) -> None:
-        """Write down what was done and tell the readers; the commit is the caller's."""
-        claim = batch.claim
-        await connection.execute(
-            SETTLE,
-            claim.topic,
-            claim.keys,
-            batch.changed_keys,
-            claim.event_count,
-            claim.oldest_event_at,
-            claim.reasons,
-            claim.started_at,
-            batch.recalculate_ms,
-            self.daemon_id,
-            self.kind,
-            self.keep_history,
-        )
+        """Write down what was done and tell the readers; the commit is the caller's.
+
+        Raises CallFailed, too: what the routine did to the session or the transaction may come to light only here, and
+        must end neither the daemon nor, for ever, the keys beside it.
+        """
+        try:
+            await connection.execute(SETTLE, *_settled(batch), self.daemon_id, self.kind, self.keep_history)
+        except DATABASE_ERRORS as error:
+            if sqlstate_of(error) in (NO_PARTITION, STATEMENTS_GONE) or blame_of(error) is not Blame.KEYS:
+                raise
+            raise CallFailed(batch.claim, error) from error
 
     def watched_by(self, witness: Witness | None) -> "Recalculation":
         """Return the same with another witness."""
@@ -133,6 +140,20 @@ async def prepare_history(connection: asyncpg.Connection, *, days_ahead: int) ->
     """Make the partitions that the history will need; return the names of the new ones."""
     made: list[str] = await connection.fetchval(MAKE_PARTITIONS, days_ahead)
     return made
+
+
+def _settled(batch: Batch) -> tuple[object, ...]:
+    claim = batch.claim
+    return (
+        claim.topic,
+        claim.keys,
+        batch.changed_keys,
+        claim.event_count,
+        claim.oldest_event_at,
+        claim.reasons,
+        claim.started_at,
+        batch.recalculate_ms,
+    )
 
 
 def _params(claim: Claim, kind: Kind) -> dict[str, object]:

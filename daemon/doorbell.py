@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 from uuid import UUID
@@ -16,7 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, close, connect, one_row
+from daemon.database import DATABASE_ERRORS, can_write, close, connect, one_row
 from daemon.database import connection as brief_connection
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
@@ -61,6 +62,30 @@ class Activity:
     linger_s: float
     _last_work_at: float = field(default_factory=time.monotonic)
     _stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    _in_hand: int = 0
+    _rested: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextlib.contextmanager
+    def batch_in_hand(self) -> Iterator[None]:
+        """Say that a worker has a batch in hand while the block runs."""
+        self._in_hand += 1
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._rested.set()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether any worker has a batch in hand."""
+        return self._in_hand > 0
+
+    async def rested(self) -> None:
+        """Wait until no worker has a batch in hand any more."""
+        self._rested.clear()
+        if self._in_hand:
+            await self._rested.wait()
 
     def worked(self) -> None:
         """Say that there was work just now."""
@@ -91,7 +116,7 @@ class Doorbell:
         self._activity = activity
         self._hints = hints
         self._echo_channel = f"outbox_echo_{daemon_id.hex}"
-        self._echoes: asyncio.Queue[str] = asyncio.Queue()
+        self._echoes: asyncio.Queue[str | None] = asyncio.Queue()
         self._rung = asyncio.Event()
         self._asleep_s: float | None = None
         self._doze_s = DOZE_S
@@ -144,13 +169,14 @@ class Doorbell:
     async def _session(self) -> NoReturn:
         """Listen, then catch up, then sleep and wake until the connection is lost."""
         connection = await connect(self._settings, application_name="recalcd listener", read_write=True)
+        self._echoes = asyncio.Queue()
         try:
-            connection.add_termination_listener(lambda _: self._rung.set())  # or its loss would wait for the heartbeat
+            connection.add_termination_listener(self._on_loss)
             await connection.execute(_KEEPALIVE)
             await connection.add_listener(CHANNEL, self._on_ring)
             await connection.add_listener(self._echo_channel, self._on_echo)
             # From another session: a pooler may well hand a session its own notifications, and lose everybody else's.
-            async with brief_connection(self._settings, application_name="recalcd echo") as other:
+            async with brief_connection(self._settings, application_name="recalcd echo", read_write=True) as other:
                 await self._beat(other)
             self.is_listening, self.is_degraded = True, False
             log.info(telemetry.LISTENER_STARTED)
@@ -168,18 +194,28 @@ class Doorbell:
     def _on_echo(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._echoes.put_nowait(str(payload))
 
+    def _on_loss(self, _connection: object) -> None:
+        """Wake whoever waits for this session, or its loss would wait for a timeout, and look like a deaf one's."""
+        self._rung.set()
+        self._echoes.put_nowait(None)
+
     async def _beat(self, connection: asyncpg.Connection) -> None:
         """Send a notification through the database and back to the LISTEN session.
 
-        Raises TimeoutError when the link is half-open, DeafListener when it never delivered anything.
+        Raises TimeoutError when the link is half-open, ConnectionError when the session is gone, DeafListener when it
+        lives but never delivered anything, and DatabaseUnavailable when the server takes no writes any more: those
+        whose ring we wait for are elsewhere.
         """
         payload = str(time.monotonic_ns())
         async with asyncio.timeout(self._settings.heartbeat_timeout_s):
             await connection.execute(ECHO, self._echo_channel, payload)
+        if not can_write(connection):
+            raise DatabaseUnavailable("The server we listen to has become read-only; the primary is elsewhere.")
         try:
             async with asyncio.timeout(self._settings.heartbeat_timeout_s):
-                while await self._echoes.get() != payload:
-                    pass
+                while (echo := await self._echoes.get()) != payload:
+                    if echo is None:
+                        raise ConnectionResetError("the LISTEN session ended")
         except TimeoutError:
             if self.is_listening:
                 raise
@@ -190,13 +226,22 @@ class Doorbell:
         while (left_s := until - time.monotonic()) > 0:
             if not self._always and (linger_s := self._activity.lingering_s()) > 0:
                 await asyncio.sleep(min(linger_s, left_s))
+            elif self._activity.is_at_work:  # its events are still to be seen, so we could not fall asleep
+                await self._doze(self._activity.rested())
             elif await self._fall_asleep(connection):
                 await self._sleep(left_s)
                 await self._disarm(connection)
             else:
-                await asyncio.sleep(self._doze_s)
-                self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)
-                self._alarm.ring()
+                await self._doze(asyncio.sleep(left_s))
+
+    async def _doze(self, waker: Awaitable[object]) -> None:
+        """Sleep a little, longer each time, and let an idle worker look; until the waker's time has come."""
+        try:
+            await asyncio.wait_for(waker, self._doze_s)
+            self._doze_s = DOZE_S
+        except TimeoutError:
+            self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)
+            self._alarm.ring()
 
     async def _fall_asleep(self, connection: asyncpg.Connection) -> bool:
         """Arm, then look once more; false when there is something to do after all."""

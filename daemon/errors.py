@@ -24,6 +24,12 @@ class DatabaseUnavailable(RecalcdError):
     exit_code = 3
 
 
+class DatabaseRefuses(DatabaseUnavailable):
+    """The database, the user or the password is not accepted. At a start a wrong setting; later, a change under way."""
+
+    exit_code = 78
+
+
 class SchemaMismatch(RecalcdError):
     """The database lacks recalcd's schema, or holds that of another version."""
 
@@ -51,30 +57,30 @@ class Blame(Enum):
     TOPIC = "topic"
     """The topic's procedure is missing or may not be called: leave the topic alone for a while; charge nobody."""
 
+    SCHEMA = "schema"
+    """A table, column, function or privilege is missing: for all keys of the topic, in a migration half done or after a
+    revoke, or for one key that alone goes that way. Charge it once another has got through; else as TOPIC."""
+
     KEYS = "keys"
     """One of the keys (or the procedure, for it): find out which, and charge that one."""
 
 
-ENDED = ("57P", "25P03", "25P04")
-"""How SQLSTATEs begin that come with the end of the session: it was shut down, or a timeout ended it with its work."""
+FORBIDDEN = "42501"
+NOTIFY_QUEUE_FULL = "54000"
+"""What a commit says that notifies when the queue is full; elsewhere, that the program's own limits are exceeded."""
 
-_CONTENTION = frozenset({"40001", "40P01", "55P03"})
-_SERVER_CLASSES = ("08", "53", "58", *ENDED)
-_READ_ONLY = "25006"  # after a failover, until the connection finds the new primary
-_OUT_OF_MEMORY = "53200"  # also what a full lock table says
-_PROCEDURE_UNUSABLE = "RC004"  # raised by outbox.recalculate
+_BLAMES = {
+    **dict.fromkeys(("40001", "40P01", "55006", "55P03"), Blame.CONTENTION),
+    **dict.fromkeys(("53200", "53400"), Blame.SIZE),  # out of memory, or the lock table is full; past temp_file_limit
+    **dict.fromkeys((FORBIDDEN, "3F000", "42P01", "42703", "42883"), Blame.SCHEMA),
+    "25006": Blame.SERVER,  # read-only: after a failover, until the connection finds the new primary
+    "RC004": Blame.TOPIC,  # raised by outbox.recalculate
+}
+_SERVER_CLASSES = ("08", "53", "57P", "58", "25P03", "25P04")
 
 
 def blame(sqlstate: str | None) -> Blame:
     """Say whose fault an error is; None means that the connection broke without a word."""
-    if sqlstate is None or sqlstate == _READ_ONLY:
+    if sqlstate is None:
         return Blame.SERVER
-    if sqlstate in _CONTENTION:
-        return Blame.CONTENTION
-    if sqlstate == _OUT_OF_MEMORY:
-        return Blame.SIZE
-    if sqlstate == _PROCEDURE_UNUSABLE:
-        return Blame.TOPIC
-    if sqlstate.startswith(_SERVER_CLASSES):
-        return Blame.SERVER
-    return Blame.KEYS
+    return _BLAMES.get(sqlstate, Blame.SERVER if sqlstate.startswith(_SERVER_CLASSES) else Blame.KEYS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 TRAIL_S = 2.0
 """How far the low-water mark trails the claims: ids become visible out of order (measured: design.md, The claim)."""
 SWEEP_S = 5.0
-"""How often to look below the mark, for events that became visible late; at most twice that under load."""
+"""How often to look below a topic's mark, for events that became visible late; at most twice that under load."""
 MOST_KEYS = 1000
 LEAST_KEYS = 32
 """Batches that take long don't get smaller than this: below, it is the server that is slow, not the keys, and ever more
@@ -21,6 +21,11 @@ class TopicHints:
     above: int = 0
     keys: int | None = None
     skip_until: float = 0.0
+    sweep_at: float = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to look below the mark."""
+        return self.sweep_at <= now and self.skip_until <= now
 
 
 class Hints:
@@ -31,40 +36,55 @@ class Hints:
         self._batch_target_s = batch_target_s
         self._topics: defaultdict[str, TopicHints] = defaultdict(TopicHints)
         self._most_keys = MOST_KEYS
-        self._sweep_at = 0.0
-        self._swept_at = 0.0
 
-    def for_claim(self, now: float) -> dict[str, dict[str, object]]:
-        """Return what outbox.claim takes; without the marks when a sweep was asked for, or is long overdue."""
-        sweeping = now >= self._sweep_at
-        if sweeping:
-            self._swept_at, self._sweep_at = now, now + 2 * SWEEP_S
-        topics = {topic: self._of(hints, now, sweeping=sweeping) for topic, hints in self._topics.items()}
+    def for_claim(self, now: float, *, sweep: str | None = None) -> dict[str, dict[str, object]]:
+        """Return what outbox.claim takes: with a topic to sweep, to look at that one only, from the start."""
+        topics = {topic: self._of(topic, now, sweep) for topic in self._topics}
         return topics | {"": {"keys": self._most_keys}}
 
-    @staticmethod
-    def _of(hints: TopicHints, now: float, *, sweeping: bool) -> dict[str, object]:
+    def _of(self, topic: str, now: float, sweep: str | None) -> dict[str, object]:
+        hints = self._topics[topic]
         while hints.heads and hints.heads[0][0] <= now - TRAIL_S:
             hints.above = max(hints.above, hints.heads.popleft()[1])
         return {
-            "above": 0 if sweeping else hints.above,
+            "above": 0 if topic == sweep else hints.above,
             "keys": hints.keys or MOST_KEYS,
-            "skip": hints.skip_until > now,
+            "skip": hints.skip_until > now or sweep not in (None, topic),
         }
 
+    def next_sweep(self, now: float) -> str | None:
+        """Return the topic that has waited longest to be swept, which the caller then does; None when it is not time.
+
+        One at a time: a claim ends at the first topic that has something, and the slowest topic would be the one whose
+        turn is always over when the time for a sweep has come.
+        """
+        due = [(hints.sweep_at, topic) for topic, hints in self._topics.items() if hints.is_due(now)]
+        if not due:
+            return None
+        _, topic = min(due)
+        self._topics[topic].sweep_at = now + 2 * SWEEP_S
+        return topic
+
+    def swept(self, topic: str, head_event_id: int | None, now: float, *, is_full: bool) -> None:
+        """Hear how far a sweep came: when that is not up to the mark, there may be more."""
+        hints = self._topics[topic]
+        if is_full and head_event_id is not None and head_event_id < hints.above:
+            hints.sweep_at = now
+
     def sweep(self) -> None:
-        """Make the next claim look below the marks."""
-        self._sweep_at = 0.0
+        """Look below every mark as soon as may be."""
+        for hints in self._topics.values():
+            hints.sweep_at = 0.0
 
     def found_nothing(self, now: float) -> bool:
-        """Hear that a claim above the marks found nothing; tell whether it is time to look below them, too.
+        """Hear that a claim above the marks found nothing; tell whether it is time to look below any of them, too.
 
         New events go first: while the horizon is pinned a sweep takes long, and would keep them waiting.
         """
-        if now < self._swept_at + SWEEP_S:
-            return False
-        self.sweep()
-        return True
+        for hints in self._topics.values():
+            if hints.sweep_at <= now + SWEEP_S:  # swept so long ago
+                hints.sweep_at = min(hints.sweep_at, now)
+        return any(hints.is_due(now) for hints in self._topics.values())
 
     def claimed(self, topic: str, head_event_id: int | None, now: float) -> None:
         """Remember how far the head was taken."""

@@ -12,13 +12,15 @@ import asyncpg
 
 from daemon import __version__, systemd, telemetry
 from daemon.batch import prepare_history
-from daemon.database import DATABASE_ERRORS, close, connect
+from daemon.database import DATABASE_ERRORS, can_write, close, connect
 from daemon.errors import DatabaseUnavailable
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared
 
+SIGN_IN = statement("sign_in")
 HEARTBEAT = statement("heartbeat")
+MEND_FAILURE_TIMES = statement("mend_failure_times")
 SAY_GOODBYE = statement("say_goodbye")
 DROP_PARTITIONS = statement("drop_partitions")
 ROUND_S = 10.0
@@ -52,13 +54,14 @@ class Housekeeper:
                 await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
 
     async def make_round(self) -> None:
-        """Say that we live, learn whether somebody vanished, and see to the partitions when that is due."""
+        """Say that we live, learn whether somebody vanished, mend what a clock left, see to partitions when due."""
         connection = await self._connected()
         state = self._state()
         self._shared.is_cautious = await connection.fetchval(
             HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
         )
         systemd.status(state)
+        await connection.execute(MEND_FAILURE_TIMES)
         if time.monotonic() >= self._partitions_at:
             self._partitions_at = time.monotonic() + PARTITIONS_AGAIN_S
             if await self._see_to_partitions(connection):
@@ -90,9 +93,18 @@ class Housekeeper:
         if self._connection is not None:
             await close(self._connection)
 
+    async def _sign_in(self, connection: asyncpg.Connection) -> None:
+        try:
+            await connection.execute(SIGN_IN, self._shared.daemon_id)
+        except DATABASE_ERRORS:
+            await close(connection)  # without the proof of life others would take us for vanished
+            raise
+
     async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not can_write(self._connection):
+            await self.close()
             self._connection = await connect(
                 self._shared.settings, application_name="recalcd housekeeper", read_write=True
             )
+            await self._sign_in(self._connection)
         return self._connection

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import asyncpg
 
+from daemon.database import transaction
 from daemon.errors import UsageError
 from daemon.keys import Topic
 from daemon.scope import Scope
@@ -110,12 +111,20 @@ async def list_jobs(connection: asyncpg.Connection) -> list[Job]:
 async def change(connection: asyncpg.Connection, job_id: int, state: State, *, dry_run: bool = False) -> Job:
     """Pause, resume or cancel a job; return it as it was. Raises UsageError when there is none, or it has ended."""
     job = await find(connection, job_id)
-    if job.ended_at is None and (dry_run or await connection.fetchval(CHANGE_JOB, job_id, state)):
-        if state == "cancelled" and not dry_run:
-            await connection.execute(END_JOB, job_id)
+    if job.ended_at is None and (dry_run or await _change(connection, job_id, state)):
         return job
     ended = await find(connection, job_id)
     raise UsageError(f"Job {job_id} is {ended.state}: there is nothing left to pause, resume or cancel.")
+
+
+async def _change(connection: asyncpg.Connection, job_id: int, state: State) -> bool:
+    """Change the state of a job, unless it has ended. A cancelled one forgets its keys at once: nobody else would."""
+    async with transaction(connection):
+        if not await connection.fetchval(CHANGE_JOB, job_id, state):
+            return False
+        if state == "cancelled":
+            await connection.execute(END_JOB, job_id)
+        return True
 
 
 @contextlib.asynccontextmanager

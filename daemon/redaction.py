@@ -39,6 +39,7 @@ def error_facts(error: BaseException) -> ErrorFacts:
     """Return the primary message only; of a database error, args[0] is it, while str() adds DETAIL and HINT."""
     sqlstate = getattr(error, "sqlstate", None)
     message = str(error.args[0]) if sqlstate and error.args else str(error)
+    message = message[: 2 * MESSAGE_CHARACTERS]  # the patterns take time by the square of the length
     return ErrorFacts(sqlstate, type(error).__name__, redact(message)[:MESSAGE_CHARACTERS])
 
 

@@ -7,13 +7,14 @@ from enum import Enum
 from uuid import UUID, uuid4
 
 import asyncpg
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from daemon import __version__, systemd, telemetry
 from daemon.auditor import Auditor
-from daemon.database import CONNECTION_ERRORS, DATABASE_ERRORS, connection, one_row
-from daemon.doorbell import LOOK, Activity, Alarm, Doorbell
-from daemon.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
+from daemon.database import CONNECTION_ERRORS, connection, sqlstate_of
+from daemon.doorbell import Activity, Alarm, Doorbell
+from daemon.drain import Drain
+from daemon.errors import FORBIDDEN, ConfigurationError, DatabaseRefuses, DatabaseUnavailable, SchemaMismatch
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
@@ -23,7 +24,6 @@ from daemon.telemetry import log
 from daemon.worker import Shared, Worker
 
 COUNT_DEAD = statement("count_dead")
-DRAIN_POLL_S = 0.1
 _SCHEMA_GONE = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -56,9 +56,10 @@ class Crew:
         shared = self._shared
         self._doorbell = Doorbell(settings, daemon_id, shared.alarm, shared.activity, shared.hints)
         self._housekeeper = Housekeeper(shared, self._state)
+        self.drain = Drain(settings, shared.hints)
         self._workers = [Worker(shared) for _ in range(settings.workers)]
         self._off_duty = asyncio.Event()
-        self._ending = Ending.STOPPED
+        self.ending: Ending | None = None
 
     async def prepare(self) -> None:
         """Find the database as we need it, and say that we are here. Raises SchemaMismatch, DatabaseUnavailable."""
@@ -68,8 +69,8 @@ class Crew:
 
     def go_off_duty(self, ending: Ending) -> None:
         """Ask everybody to finish the batch in hand and leave. To stop outranks what was asked before."""
-        if not self._off_duty.is_set() or ending is Ending.STOPPED:
-            self._ending = ending
+        if self.ending is None or ending is Ending.STOPPED:
+            self.ending = ending
         self._off_duty.set()
 
     async def serve(self, *, drain: bool, hurry: asyncio.Event) -> Ending:
@@ -86,10 +87,14 @@ class Crew:
             await self._finish(working, hurry)
             for task in tasks:
                 task.cancel()
-        if self._ending is not Ending.RELOADED:
+        if self.ending is not Ending.RELOADED:
             await self._housekeeper.say_goodbye()
+        await self.close()
+        return self.ending or Ending.STOPPED
+
+    async def close(self) -> None:
+        """Give back what the preparation opened."""
         await self._housekeeper.close()
-        return self._ending
 
     async def _finish(self, working: dict[asyncio.Task[None], Worker], hurry: asyncio.Event) -> None:
         """Let batches in hand be finished, within the grace period; the idle leave at once."""
@@ -108,18 +113,9 @@ class Crew:
         await asyncio.wait(working)
 
     async def _watch_drain(self) -> None:
-        """Go off duty when nothing is pending and nothing is owed, except by dead keys."""
-        while not await self._is_drained():  # noqa: ASYNC110  # what is waited for happens in the database
-            await asyncio.sleep(DRAIN_POLL_S)
+        """Go off duty when nothing is left to do."""
+        await self.drain.watch()
         self.go_off_duty(Ending.DRAINED)
-
-    async def _is_drained(self) -> bool:
-        try:
-            async with connection(self._shared.settings, application_name="recalcd drain") as connected:
-                look = await one_row(connected, LOOK, [])
-        except (DatabaseUnavailable, *DATABASE_ERRORS):  # the workers are telling the log already
-            return False
-        return not look["ready"] and not look["owed_count"]
 
     def _state(self) -> str:
         if self._off_duty.is_set():
@@ -143,7 +139,7 @@ class Runner:
         self._starting: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Return the exit code: 0, or 1 when a drain leaves dead keys. Raises RecalcdError for every other ending."""
+        """Return the exit code: 0, or 1 when a drain leaves something. Raises RecalcdError for every other ending."""
         settings = self._load()
         telemetry.configure(settings)
         self._catch_signals()
@@ -151,7 +147,7 @@ class Runner:
         while (ending := await self._on_duty(settings)) is Ending.RELOADED:
             settings = self._reload(settings)
         log.info(telemetry.DAEMON_STOPPED, ending=ending.value)
-        return await self._count_dead(settings) if ending is Ending.DRAINED else 0
+        return await self._what_is_left(settings) if ending is Ending.DRAINED else 0
 
     async def _on_duty(self, settings: Settings) -> Ending:
         """Wait for the database, however long that takes, then work until told otherwise."""
@@ -160,9 +156,10 @@ class Runner:
         try:
             await self._starting
         except asyncio.CancelledError:
-            if self._stop_count:
-                return Ending.STOPPED
-            raise
+            if self._crew.ending is None:
+                raise
+            await self._crew.close()
+            return self._crew.ending
         systemd.ready()
         try:
             return await self._crew.serve(drain=self._drain, hurry=self._hurry)
@@ -193,32 +190,46 @@ class Runner:
         log.info(telemetry.DAEMON_STOPPING, hurry=self._stop_count > 1)
         if self._stop_count > 1:
             self._hurry.set()
-        if self._starting is not None:
-            self._starting.cancel()  # does nothing once the start is over
-        if self._crew is not None:
-            self._crew.go_off_duty(Ending.STOPPED)
+        self._go_off_duty(Ending.STOPPED)
 
     def reload(self) -> None:
-        """Read the settings again, between two batches."""
-        if self._crew is not None:
-            self._crew.go_off_duty(Ending.RELOADED)
+        """Read the settings again: between two batches, or while the database of the old ones is awaited."""
+        self._go_off_duty(Ending.RELOADED)
 
-    async def _count_dead(self, settings: Settings) -> int:
-        async with connection(settings, application_name="recalcd drain") as connected:
+    def _go_off_duty(self, ending: Ending) -> None:
+        if self._crew is not None:
+            self._crew.go_off_duty(ending)
+        if self._starting is not None:
+            self._starting.cancel()  # does nothing once the start is over
+
+    async def _what_is_left(self, settings: Settings) -> int:
+        """Return the exit code of a drain."""
+        async with connection(settings, application_name="recalcd drain", read_write=True) as connected:
             dead_count = await connected.fetchval(COUNT_DEAD)
         if dead_count:
             log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)
-        return 1 if dead_count else 0
+        broken_topics = self._crew.drain.broken_topics if self._crew else []
+        for topic in broken_topics:
+            remedy = "create the procedure, grant execute on it, or name another one with `recalcd topic set`"
+            log.error(telemetry.DRAIN_LEFT_BROKEN, topic=topic, remedy=remedy)
+        return 1 if dead_count or broken_topics else 0
 
 
 async def _patiently(settings: Settings, step: Callable[[], Awaitable[None]]) -> None:
     """Do the step as soon as the database is there."""
     retrying = AsyncRetrying(
         wait=wait_random_exponential(multiplier=0.1, max=settings.retry_max_s),
-        retry=retry_if_exception_type((DatabaseUnavailable, *CONNECTION_ERRORS)),
+        retry=retry_if_exception(_may_start_later),
         before_sleep=_log_waiting,
     )
     await retrying(step)
+
+
+def _may_start_later(error: BaseException) -> bool:
+    """Say whether waiting may help: a privilege may be granted again, a wrong DSN stays wrong."""
+    if isinstance(error, DatabaseRefuses):
+        return False
+    return isinstance(error, (DatabaseUnavailable, *CONNECTION_ERRORS)) or sqlstate_of(error) == FORBIDDEN
 
 
 def _log_waiting(state: RetryCallState) -> None:

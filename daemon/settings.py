@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = _seconds(15, "time between two checks that notifications still arrive")
     heartbeat_timeout_s: float = _seconds(5, "time one such check may take; then the listener reconnects")
     connect_timeout_s: float = _seconds(10, "time one attempt to connect may take")
-    retry_max_s: float = _seconds(30, "longest wait between two attempts while the database is away")
+    retry_max_s: float = _seconds(30, "longest wait between two attempts while the database is away, or a topic broken")
 
     history_days: int = Field(3, ge=0, le=3650, description="days that outbox.batch keeps; 0: no history")
 

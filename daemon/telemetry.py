@@ -18,7 +18,9 @@ from daemon.settings import Settings, no_color
 from daemon.spans import Recorder, Span, SpanFile
 
 DAEMON_STARTED = "daemon.started"
+DRAIN_WAITING = "drain.waiting"
 DRAIN_LEFT_DEAD = "drain.left_dead"
+DRAIN_LEFT_BROKEN = "drain.left_broken"
 DATABASE_AWAITED = "database.awaited"
 DAEMON_STOPPING = "daemon.stopping"
 DAEMON_STOPPED = "daemon.stopped"
@@ -66,7 +68,7 @@ _SECRET_KEYS = frozenset({"database_url", "dsn", "password"})
 
 def configure(settings: Settings) -> None:
     """Set up the log and the spans; again, with new settings, on SIGHUP."""
-    as_text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    as_text = settings.log_format == "text" or (settings.log_format == "auto" and _is_terminal())
     structlog.configure(
         processors=[*_SHARED, _text_renderer() if as_text else structlog.processors.JSONRenderer(default=str)],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
@@ -96,10 +98,12 @@ def error_keys(error: BaseException) -> dict[str, str | None]:
 class _Lines:
     """Writes finished lines to stderr. structlog calls it by the level's name."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def msg(self, line: str) -> None:
+        if self._stream is None:  # started with stderr closed
+            return
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
@@ -107,6 +111,10 @@ class _Lines:
             return  # a full disk or a closed pipe behind stderr: nobody is left to tell, and the work goes on
 
     debug = info = warning = error = critical = msg
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _explain_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -153,7 +161,7 @@ _SHARED: tuple[Processor, ...] = (
 
 
 def _text_renderer() -> structlog.dev.ConsoleRenderer:
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not no_color())
+    return structlog.dev.ConsoleRenderer(colors=_is_terminal() and not no_color())
 
 
 class _FromLibraries(logging.Handler):

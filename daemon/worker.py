@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,23 +13,25 @@ import asyncpg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_when_event_set, wait_random_exponential
 
 from daemon import telemetry
-from daemon.batch import Batch, CallFailed, Recalculation
-from daemon.careful import ACQUIT_KEYS, Failure, Outcome, run_carefully
+from daemon.batch import NO_PARTITION, STATEMENTS_GONE, Batch, CallFailed, Recalculation
+from daemon.careful import ACQUIT_KEYS, QUERY_CANCELED, CarefulRun, Failure, Outcome
 from daemon.claim import Claim
-from daemon.database import DATABASE_ERRORS, close, connect, connection, sqlstate_of
+from daemon.database import DATABASE_ERRORS, blame_of, can_write, close, connect, connection, sqlstate_of
 from daemon.doorbell import Activity, Alarm
-from daemon.errors import Blame, DatabaseUnavailable, blame
+from daemon.errors import FORBIDDEN, NOTIFY_QUEUE_FULL, Blame, DatabaseUnavailable
 from daemon.hints import Hints
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
+from daemon.trouble import Trouble
 
 SUSPECT_KEYS = statement("suspect_keys")
+EXCUSE_KEYS = statement("excuse_keys")
 SERVER_STARTED_AT = statement("server_started_at")
-CONTENTION_TRIES = 3
-"""Batches in a row that may fail for somebody else's lock before careful mode lets the others pass."""
-BROKEN_TOPIC_PAUSE_S = 30.0
-_NO_PARTITION = "23514"  # at settling: the history has no partition for today
+# Outside the recalculation no key can be at fault: somebody makes the partition, reads the queue, or grants again.
+_PASSES_HERE = frozenset({NO_PARTITION, STATEMENTS_GONE, NOTIFY_QUEUE_FULL, FORBIDDEN})
+_CRASHED_FOR_ANOTHER = ("57P01", "57P02")
+"""What a server says to its sessions, as a warning, before it ends them all: none of them is to blame."""
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Shared:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     is_cautious: bool = False
     """A daemon vanished lately, or keys are suspected of it: write down what is about to be called."""
+    committed_count: int = 0
+    """Batches with keys that this daemon has committed."""
 
 
 class Worker:
@@ -56,11 +61,14 @@ class Worker:
         self._recalculation = Recalculation(shared.daemon_id, "live", keep_history=shared.settings.history_days > 0)
         self._connection: asyncpg.Connection | None = None
         self._server_started_at: object = None
-        self._vanished: Claim | None = None
+        self._vanished: CallFailed | None = None
+        self._is_excused = False
         self._marked: Claim | None = None
         self._after = ""
         self._retries_first = False
-        self._contended = 0
+        self._sweeping: str | None = None
+        """The topic whose events below the mark the last claim was for."""
+        self._troubles: defaultdict[str, Trouble] = defaultdict(Trouble)
         self.has_batch_in_hand = False
 
     async def run(self) -> None:
@@ -97,6 +105,10 @@ class Worker:
 
     async def _turn(self) -> bool:
         """Run one batch; false when there is nothing to do."""
+        with self._shared.activity.batch_in_hand():
+            return await self._run_batch()
+
+    async def _run_batch(self) -> bool:
         connection = await self._connected()
         started = time.monotonic()
         try:
@@ -113,39 +125,62 @@ class Worker:
             raise
         finally:
             self.has_batch_in_hand = False
-        self._contended = 0
         if batch is None:
-            return self._shared.hints.found_nothing(time.monotonic())
+            return self._sweeping is not None or self._shared.hints.found_nothing(time.monotonic())
         self._after = batch.claim.topic
         self._report(batch)
         self._remember(batch, time.monotonic() - started)
         return True
 
     async def _next_batch(self, connection: asyncpg.Connection) -> Batch | None:
-        self._retries_first = not self._retries_first
         recalculation = self._recalculation
         if self._shared.is_cautious:
             recalculation = recalculation.watched_by(self._mark)
         self._marked = None
+        now, hints = time.monotonic(), self._shared.hints
+        self._sweeping = None if self._sweeping else hints.next_sweep(now)  # by turns with new events
+        if not self._sweeping:
+            self._retries_first = not self._retries_first
         return await recalculation.next_batch(
             connection,
-            self._shared.hints.for_claim(time.monotonic()),
+            hints.for_claim(now, sweep=self._sweeping),
             after=self._after,
-            retries_first=self._retries_first,
+            retries_first=self._retries_first and not self._sweeping,
         )
 
     async def _connected(self) -> asyncpg.Connection:
         """Return a working connection; after a batch vanished, note its keys first."""
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is None or not can_write(self._connection):
             await self._disconnect()
-            self._connection = await connect(self._shared.settings, application_name="recalcd worker", read_write=True)
-            previous = self._server_started_at
-            self._server_started_at = await self._connection.fetchval(SERVER_STARTED_AT)
-            if self._vanished and previous == self._server_started_at:
-                await self._connection.execute(SUSPECT_KEYS, self._vanished.topic, self._vanished.keys)
-                self._shared.is_cautious = True
-            self._vanished = None
+            connection = await connect(self._shared.settings, application_name="recalcd worker", read_write=True)
+            self._connection, previous = connection, self._server_started_at
+            self._server_started_at = await connection.fetchval(SERVER_STARTED_AT)
+            if self._vanished:
+                await self._accuse(connection, self._vanished, restarted=previous != self._server_started_at)
+            self._vanished, self._is_excused = None, False
+            connection.add_log_listener(self._hear)
         return self._connection
+
+    async def _accuse(self, connection: asyncpg.Connection, vanished: CallFailed, *, restarted: bool) -> None:
+        """Suspect the keys of a batch that vanished, unless the server said that it ends others, too.
+
+        A server that stops says so. One that restarted without a word may well have been killed for what a key took:
+        where Postgres runs in a container or under systemd, the whole of it goes when one backend runs out of memory.
+        """
+        claim, is_marked = vanished.claim, vanished.claim is self._marked
+        if self._is_excused or (restarted and vanished.sqlstate is not None):
+            if is_marked:
+                await connection.execute(EXCUSE_KEYS, claim.topic, claim.keys)
+        elif not is_marked:
+            await connection.execute(SUSPECT_KEYS, claim.topic, claim.keys)
+            self._shared.is_cautious = True
+
+    def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
+        self._is_excused |= message.sqlstate in _CRASHED_FOR_ANOTHER
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
 
     async def _disconnect(self) -> None:
         if self._connection is not None:
@@ -154,7 +189,7 @@ class Worker:
 
     async def _mark(self, claim: Claim) -> None:
         """Write down, in a transaction of its own, whom we are about to call: if we vanish, they were there."""
-        async with connection(self._shared.settings, application_name="recalcd witness") as witness:
+        async with connection(self._shared.settings, application_name="recalcd witness", read_write=True) as witness:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
         self._marked = claim
 
@@ -166,50 +201,60 @@ class Worker:
     def _came_back(self, error: BaseException) -> None:
         """Draw the consequences of a rolled back batch that need no database."""
         self._shared.hints.forget_marks()
-        if isinstance(error, CallFailed) and error.vanished and error.claim is not self._marked:
-            self._vanished = error.claim
-        elif blame(sqlstate_of(error)) is Blame.SIZE:
+        if isinstance(error, CallFailed):
+            self._after = error.claim.topic  # the other topics' turn: this one may go on failing
+        if isinstance(error, CallFailed) and error.vanished:
+            self._vanished = error
+            self._drop_connection()  # it may not know yet that it is closed
+        elif sqlstate_of(error) == STATEMENTS_GONE:
+            self._drop_connection()
+        elif blame_of(error) is Blame.SIZE:
             self._shared.hints.halve_all()
-        if sqlstate_of(error) == _NO_PARTITION:
+        if sqlstate_of(error) == NO_PARTITION:
             self._shared.housekeeping.set()
 
     async def _judge(self, connection: asyncpg.Connection, failure: CallFailed) -> None:
         """Find out whose fault it is, and act on it. Raises the failure when trying again is all there is to do."""
         claim = failure.claim
-        facts = {"topic": claim.topic, "key_count": len(claim.keys), "blame": failure.blame.value}
+        facts: dict[str, Any] = {"topic": claim.topic, "key_count": len(claim.keys), "blame": failure.blame.value}
+        if failure.vanished and len(claim.keys) == 1:
+            facts["key"] = claim.keys[0]  # the culprit, if it happens again: nobody else was there
         log.warning(
             telemetry.BATCH_VANISHED if failure.vanished else telemetry.BATCH_FAILED,
             **facts,
             **telemetry.error_keys(failure.error),
         )
-        if not failure.vanished:
-            await self._acquit(connection, claim)
+        if failure.vanished:
+            raise failure
+        await self._acquit(connection, claim)
         match failure.blame:
-            case Blame.SERVER:
-                raise failure
             case Blame.TOPIC:
                 self._leave_alone(failure)
                 return
-            case Blame.CONTENTION if self._contended < CONTENTION_TRIES:
-                self._contended += 1
-                raise failure
+            case Blame.SERVER | Blame.CONTENTION | Blame.SCHEMA:
+                trouble = self._troubles[claim.topic]
+                trouble.failed(claim.keys, self._shared.committed_count)
+                if not trouble.stays:
+                    raise failure
             case Blame.SIZE:
+                self._shared.hints.halve(claim.topic, len(claim.keys))
+            case Blame.KEYS if failure.sqlstate == QUERY_CANCELED:  # it may have been too much for the time
                 self._shared.hints.halve(claim.topic, len(claim.keys))
         await self._run_carefully(connection, failure)
 
     async def _run_carefully(self, connection: asyncpg.Connection, failure: CallFailed) -> None:
-        self._contended = 0
+        trouble = self._troubles.pop(failure.claim.topic, Trouble())
+        others_passed = trouble.others_passed(self._shared.committed_count)
         self.has_batch_in_hand = True
         recalculation = self._recalculation.watched_by(self._mark if self._shared.is_cautious else None)
+        stopping = self._shared.stopping.is_set
         try:
-            await run_carefully(
-                recalculation, connection, failure, report=self._report, stopping=self._shared.stopping.is_set
-            )
+            await CarefulRun(recalculation, connection, self._report, stopping, others_passed).run(failure)
         except CallFailed as again:
             self._came_back(again)
             if not again.vanished:
                 await self._acquit(connection, again.claim)
-            if again.blame is not Blame.TOPIC:
+            if again.vanished or again.blame not in (Blame.TOPIC, Blame.SCHEMA):
                 raise
             self._leave_alone(again)
         finally:
@@ -217,17 +262,20 @@ class Worker:
 
     def _leave_alone(self, failure: CallFailed) -> None:
         """Leave a topic alone whose procedure can't be called at all."""
-        self._shared.hints.skip(failure.claim.topic, time.monotonic() + BROKEN_TOPIC_PAUSE_S)
+        retry_s = self._shared.settings.retry_max_s
+        self._shared.hints.skip(failure.claim.topic, time.monotonic() + retry_s)
         log.error(
             telemetry.TOPIC_BROKEN,
             topic=failure.claim.topic,
-            retry_s=BROKEN_TOPIC_PAUSE_S,
+            retry_s=retry_s,
             **telemetry.error_keys(failure.error),
         )
 
     def _remember(self, batch: Batch, seconds: float) -> None:
         claim, hints = batch.claim, self._shared.hints
         hints.claimed(claim.topic, claim.head_event_id, time.monotonic())
+        if claim.topic == self._sweeping:
+            hints.swept(claim.topic, claim.head_event_id, time.monotonic(), is_full=claim.is_full)
         if not claim.suspects:
             hints.took(claim.topic, len(claim.keys), seconds, is_full=claim.is_full)
         if claim.is_full:
@@ -238,19 +286,20 @@ class Worker:
         if isinstance(outcome, Failure):
             _log_failure(outcome)
         else:
+            self._troubles[outcome.claim.topic].passed(outcome.claim.keys)
+            self._shared.committed_count += bool(outcome.claim.keys)
             _log_batch(outcome)
 
 
 def _will_pass(error: BaseException) -> bool:
-    """Say whether an error is the server's trouble or contention: anything else ends the daemon."""
+    """Say whether an error is one that waiting may cure: anything else ends the daemon."""
     if isinstance(error, CallFailed):
-        return error.blame in (Blame.SERVER, Blame.CONTENTION)
+        return error.vanished or error.blame in (Blame.SERVER, Blame.CONTENTION, Blame.SCHEMA)
     if isinstance(error, DatabaseUnavailable):
         return True
     if not isinstance(error, DATABASE_ERRORS):
         return False
-    sqlstate = sqlstate_of(error)
-    return sqlstate == _NO_PARTITION or blame(sqlstate) in (Blame.SERVER, Blame.CONTENTION, Blame.SIZE)
+    return sqlstate_of(error) in _PASSES_HERE or blame_of(error) in (Blame.SERVER, Blame.CONTENTION, Blame.SIZE)
 
 
 def _log_retry(state: RetryCallState) -> None:

@@ -50,12 +50,20 @@ class TestServer:
     async def database(self, worker: str, *, template: str | None = None) -> AsyncIterator[str]:
         """Copy a database, the migrated one unless told otherwise; yield the copy's DSN, and drop it with all in it."""
         name = f"{self.template}_{worker}_{next(_numbers)}"
-        # Copying files beats copying blocks four to one on a server that need not wait for its disk.
-        await self._administer(f"create database {name} template {template or self.template} strategy file_copy")
+        await self._copy(template or self.template, name)
         try:
             yield self.dsn(name)
         finally:
             await self._administer(f"drop database {name} with (force)")
+
+    async def replace(self, name: str, template: str) -> None:
+        """Put a copy of another database in the place of this one."""
+        await self._administer(f"drop database {name} with (force)")
+        await self._copy(template, name)
+
+    async def _copy(self, template: str, name: str) -> None:
+        # Copying files beats copying blocks four to one on a server that need not wait for its disk.
+        await self._administer(f"create database {name} template {template} strategy file_copy")
 
     async def migrate_template(self) -> None:
         await self._administer(f"create database {self.template}")

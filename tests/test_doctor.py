@@ -1,9 +1,6 @@
 """recalcd doctor: each finding is brought about once, and names its remedy."""
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -11,6 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from engine import done, drain, enqueue, impatient, make_ledger, make_topic, on_duty
+from proxy import proxy_to
 from servers import Connect, Psql
 from typed import Recalcd, recalcd_on
 
@@ -84,61 +82,12 @@ async def test_no_database_and_bad_options(recalcd: Recalcd) -> None:
     assert (await recalcd("doctor", "everything")).exit_code == 2
 
 
-@contextlib.asynccontextmanager
-async def pooler(dsn: str) -> AsyncIterator[str]:
-    """Stand between client and server as a transaction pooler does: what an idle session is sent, is dropped."""
-    place = urlsplit(dsn)
-    host, port = place.hostname or "", place.port or 5432
-
-    async def serve(client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
-        server_in, server_out = await _open(dsn, host, port)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_copy(client_in, server_out))
-                group.create_task(_copy_without_notifications(server_in, client_out))
-        server_out.close()
-        client_out.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
-        own_port = listener.sockets[0].getsockname()[1]
-        user = place.netloc.rpartition("@")[0] or "postgres"
-        yield f"postgresql://{user}@127.0.0.1:{own_port}{place.path}?sslmode=disable"
-        listener.close()
-
-
-async def _open(dsn: str, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    async with contextlib.AsyncExitStack() as stack:
-        probe = await asyncpg.connect(dsn)
-        stack.push_async_callback(probe.close)
-        address = probe._addr  # type: ignore[attr-defined]  # a socket or a host, whatever the URI says
-    if isinstance(address, str):
-        return await asyncio.open_unix_connection(address)
-    return await asyncio.open_connection(host, port)
-
-
-async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    while data := await source.read(65536):
-        sink.write(data)
-        await sink.drain()
-    sink.close()
-
-
-async def _copy_without_notifications(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(asyncio.IncompleteReadError):
-        while True:
-            head = await source.readexactly(5)
-            body = await source.readexactly(int.from_bytes(head[1:]) - 4)
-            if head[:1] != b"A":  # NotificationResponse
-                sink.write(head + body)
-                await sink.drain()
-    sink.close()
-
-
 async def test_a_pooler_that_swallows_notifications(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_server, "ECHO_TIMEOUT_S", 0.3)
-    async with pooler(dsn) as pooled:
-        settings = load(database_url=pooled)
-        connection = await asyncpg.connect(pooled)
+    async with proxy_to(dsn) as pooler:
+        pooler.swallowed.add(b"A")  # NotificationResponse
+        settings = load(database_url=pooler.dsn)
+        connection = await asyncpg.connect(pooler.dsn)
         try:
             (found,) = [each async for each in check_pooler(Patient(connection, settings))]
             polling = settings.model_copy(update={"wake": "poll"})

@@ -7,6 +7,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from engine import (
+    GATE,
     asleep,
     done,
     enqueue,
@@ -22,7 +23,7 @@ from engine import (
     until_empty,
 )
 from servers import Connect
-from waiting import eventually
+from waiting import eventually, wait_until_blocked
 
 import daemon.doorbell
 from daemon import telemetry
@@ -54,6 +55,37 @@ async def test_a_ring_that_nobody_waits_for_is_kept_once() -> None:
     alarm.ring()
     await asyncio.wait_for(alarm.wait(), 1)
     assert alarm._rings.empty()
+
+
+async def test_a_bell_is_not_armed_while_a_worker_has_a_batch_in_hand(
+    db: asyncpg.Connection, settings: Settings, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events in hand are still to be seen: trying in vain, it would wait ever longer, and last when it matters."""
+    tries: list[bool] = []
+    fall_asleep = Doorbell._fall_asleep
+
+    async def noted(doorbell: Doorbell, connection: Any) -> bool:
+        tries.append(doorbell._activity.is_at_work)
+        return await fall_asleep(doorbell, connection)
+
+    monkeypatch.setattr(Doorbell, "_fall_asleep", noted)
+    await make_topic(db, "t", f"perform pg_advisory_xact_lock_shared({GATE});")
+    gate = await connect("gatekeeper")
+    await gate.execute(f"select pg_advisory_lock({GATE})")
+    async with on_duty(impatient(settings, linger_s=0.0, workers=1)) as crew:
+        await asleep(db)
+        tries.clear()
+        await enqueue(db, "t", "k")
+
+        async def has_dozed_long() -> bool:
+            return crew._doorbell._doze_s >= crew._doorbell._settings.poll_only_interval_s
+
+        await wait_until_blocked(db, "recalcd worker")
+        await eventually(has_dozed_long)
+        await gate.execute(f"select pg_advisory_unlock({GATE})")
+        await asleep(db)
+    assert tries
+    assert not any(tries)
 
 
 async def test_a_ring_wakes_one_of_those_who_wait() -> None:
@@ -147,6 +179,27 @@ async def test_with_polling_a_two_phase_commit_is_served(db: asyncpg.Connection,
         await db.execute(f"commit prepared '{name}'")
         await until_empty(db)
     assert await done(db, "t") == ["k"]
+
+
+async def test_a_listener_lost_before_its_first_echo_is_not_taken_for_a_deaf_one(
+    db: asyncpg.Connection, settings: Settings, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the daemon would blame a pooler, and do without the bell for a minute."""
+    fatal = (
+        "select count(pg_terminate_backend(pid)), $1::text, $2::text from pg_stat_activity "
+        "where datname = current_database() and application_name = 'recalcd listener'"
+    )
+
+    async def is_lost() -> bool:
+        return bool(events_of(logged, telemetry.LISTENER_LOST))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon.doorbell, "ECHO", fatal)
+        async with on_duty(impatient(settings, heartbeat_timeout_s=3600, heartbeat_s=3600)):
+            await eventually(is_lost)
+            patch.undo()
+            await asleep(db)
+    assert not events_of(logged, telemetry.LISTENER_DEGRADED)
 
 
 async def test_a_lost_listener_is_noticed_at_once_though_nothing_happens(

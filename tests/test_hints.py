@@ -12,12 +12,12 @@ def hints() -> Hints:
     """Return hints that have just swept, at 0."""
     hints = Hints(batch_target_s=1.0)
     hints.took(T, 1, 0.5, is_full=False)  # makes the topic known
-    hints.for_claim(0)
+    assert hints.next_sweep(0) == T
     return hints
 
 
 def above(hints: Hints, now: float) -> object:
-    return hints.for_claim(now)[T]["above"]
+    return hints.for_claim(now, sweep=hints.next_sweep(now))[T]["above"]
 
 
 def size(hints: Hints) -> object:
@@ -129,3 +129,35 @@ def test_a_topic_is_left_alone_until_its_time(hints: Hints) -> None:
     assert hints.skipped(29) == [T]
     assert not hints.for_claim(30)[T]["skip"]
     assert hints.skipped(30) == []
+
+
+def test_each_topic_is_swept_in_its_turn_alone_and_none_twice(hints: Hints) -> None:
+    for topic in ("slow", "u"):
+        hints.claimed(topic, 100, now=0)
+        hints.next_sweep(0)
+    swept = []
+    while due := hints.next_sweep(2 * SWEEP_S):
+        swept.append(due)
+        claim = hints.for_claim(2 * SWEEP_S, sweep=due)
+        assert claim[due]["above"] == 0
+        assert [each for each, of in claim.items() if each and not of["skip"]] == [due]
+    assert sorted(swept) == ["slow", T, "u"]
+
+
+def test_a_sweep_goes_on_until_it_has_reached_the_mark(hints: Hints) -> None:
+    hints.claimed(T, 100, now=0)
+    assert above(hints, TRAIL_S) == 100
+    hints.swept(T, 99, TRAIL_S, is_full=True)
+    assert hints.next_sweep(TRAIL_S) == T
+    hints.swept(T, 99, TRAIL_S, is_full=False)
+    hints.swept(T, 100, TRAIL_S, is_full=True)
+    hints.swept(T, None, TRAIL_S, is_full=True)
+    assert hints.next_sweep(TRAIL_S) is None
+
+
+def test_a_topic_that_is_left_alone_is_not_swept(hints: Hints) -> None:
+    hints.sweep()
+    hints.skip(T, until=30)
+    assert hints.next_sweep(29) is None
+    assert not hints.found_nothing(29)
+    assert hints.next_sweep(30) == T

@@ -196,6 +196,16 @@ async def test_a_job_that_has_ended_stays_as_it_is(
         assert f"Job {job.job_id} is cancelled" in told.stderr
 
 
+async def test_a_job_is_cancelled_with_its_keys_or_not_at_all(
+    db: asyncpg.Connection, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its keys would stay for ever: a job that has ended can't be cancelled again."""
+    monkeypatch.setattr(jobs, "END_JOB", "select 1 / ($1::integer - $1::integer)")
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await jobs.change(db, job.job_id, "cancelled")
+    assert (await jobs.find(db, job.job_id)).state == "running"
+
+
 async def test_cancelling_asks_first(dsn: str, db: asyncpg.Connection, recalcd: Recalcd, job: Job) -> None:
     assert "would cancel job 1 with 300 of 300 keys to do" in (await recalcd("job", "cancel", "1", "--dry-run")).stdout
     async with at_terminal(dsn, "job", "cancel", "1") as terminal:

@@ -248,7 +248,6 @@ async def test_an_event_that_stays_behind_is_never_below_the_mark(
             db, "claim", "coalesce(min(h.first) - 1, head_event_id)", "coalesce(min(head_event_id), head_event_id)"
         )
     hints, busy = Hints(1), await connect()
-    hints.for_claim(now=0)  # sweeps; the next sweep is SWEEP_S away
     await record(db, "busy")
     await record(db, "free")
     async with busy.transaction():
@@ -270,7 +269,6 @@ async def test_what_comes_back_from_a_failed_batch_is_not_below_the_mark(
     if mutated:
         monkeypatch.setattr(Hints, "forget_marks", lambda _: None)
     shared = Shared(settings, uuid4(), Alarm(), Activity(0), Hints(1), asyncio.Event())
-    shared.hints.for_claim(now=0)
     await record(db, "first")
     slow = await connect()
     await slow.execute("begin")

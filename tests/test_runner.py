@@ -37,7 +37,7 @@ from waiting import eventually, wait_until_blocked
 
 from daemon import migrations, telemetry
 from daemon.embedded import create
-from daemon.errors import ConfigurationError, SchemaMismatch
+from daemon.errors import ConfigurationError, DatabaseRefuses, SchemaMismatch
 from daemon.runner import Runner
 from daemon.settings import Settings
 
@@ -278,6 +278,32 @@ async def test_a_drain_does_not_wait_for_a_paused_topic(db: asyncpg.Connection, 
     assert await pending(db) == ["k"]
 
 
+async def test_a_drain_ends_though_a_topic_is_broken_and_names_it(db: asyncpg.Connection, run: Run) -> None:
+    await make_ledger(db)
+    for topic in ("broken", "sound", "unused"):
+        await make_topic(db, topic)
+    await db.execute("drop procedure ledger.broken; drop procedure ledger.unused")
+    await enqueue(db, "broken", "k")
+    await enqueue(db, "sound", *numbered(500))
+    async with run(drain=True, retry_max_s=30.0) as running:  # longer than a drain takes to look
+        assert await asyncio.wait_for(running.exit_code, 10) == 1
+        assert [each["topic"] for each in running.told(telemetry.DRAIN_LEFT_BROKEN)] == ["broken"]
+    assert await done(db, "sound") == numbered(500)
+    assert await pending(db) == ["k"]
+
+
+async def test_a_drain_says_once_what_it_waits_for(db: asyncpg.Connection, run: Run) -> None:
+    await make_ledger(db)
+    await make_topic(db, "t", "if v_call = 1 then raise 'no'; end if;")
+    await enqueue(db, "t", "k")
+    async with run(drain=True, workers=1, poll_interval_s=0.1) as running:
+        told = await running.until_told(telemetry.DRAIN_WAITING)
+        assert (told["owed_count"], 0 < told["next_attempt_s"] <= 5) == (1, True)
+        await make_due(db)
+        assert await running.exit_code == 0
+        assert len(running.told(telemetry.DRAIN_WAITING)) == 1
+
+
 async def test_a_database_that_is_not_up_yet_is_waited_for(
     settings: Settings, run: Run, request: pytest.FixtureRequest
 ) -> None:
@@ -325,10 +351,24 @@ async def test_told_to_stop_while_it_waits_for_the_database_it_stops(run: Run, t
         assert await asyncio.wait_for(running.exit_code, 5) == 0
 
 
+@pytest.mark.usefixtures("ledger")
+async def test_a_hangup_while_it_waits_for_the_wrong_database_finds_the_right_one(
+    db: asyncpg.Connection, settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    nowhere = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
+    right = impatient(settings, log_format="json")
+    given = [right.model_copy(update={"database_url": nowhere}), right]
+    async with run(lambda: given.pop(0)) as running:
+        await running.until_told(telemetry.DATABASE_AWAITED)
+        running.signal(signal.SIGHUP)
+        await running.until_told(telemetry.SETTINGS_RELOADED)
+        await asleep(db)
+
+
 async def test_a_database_that_can_never_be_is_refused_at_once(run: Run, dsn: str) -> None:
     wrong = SecretStr(dsn.replace("/recalcd_test_", "/no_such_database_"))
     async with run(database_url=wrong) as running:
-        with pytest.raises(ConfigurationError, match="no_such_database"):
+        with pytest.raises(DatabaseRefuses, match="no_such_database"):
             await asyncio.wait_for(running.exit_code, 10)
 
 

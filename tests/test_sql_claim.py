@@ -275,7 +275,7 @@ async def test_a_claim_keeps_the_limits_of_its_topic_for_its_transaction_only(db
     before = [await db.fetchval(f"show {name}") for name in names]
     async with db.transaction():
         await claim(db, {}, after="", retries_first=False)
-        assert [await db.fetchval(f"show {name}") for name in names] == ["7s", "5s", "30s", "off"]
+        assert [await db.fetchval(f"show {name}") for name in names] == ["7s", "3500ms", "30s", "off"]
     assert [await db.fetchval(f"show {name}") for name in names] == before
 
 

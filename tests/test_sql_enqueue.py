@@ -100,6 +100,26 @@ async def test_the_trace_context_comes_from_the_setting(db: asyncpg.Connection, 
     assert {row["key"]: row["traceparent"] for row in rows} == {"traced": trace, "not traced": None}
 
 
+@pytest.mark.parametrize("send", [send_one, send_many])
+@pytest.mark.parametrize(
+    "trace",
+    [
+        "x" * 201,
+        "00-0AF7651916CD43DD8448EB211C80319C-B7AD6B7169203331-01",
+        "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+        "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n",
+    ],
+)
+async def test_a_trace_context_that_is_none_never_fails_the_write(
+    db: asyncpg.Connection, send: Send, trace: str
+) -> None:
+    await db.execute("select set_config('recalcd.traceparent', $1, false)", trace)
+    await send(db, "k")
+    assert await db.fetchval("select traceparent is null from outbox.event where key = 'k'")
+
+
 async def test_a_writer_needs_no_privilege_on_the_tables(db: asyncpg.Connection) -> None:
     role = await db.fetchval("select current_database() || '_writer'")
     await db.execute(f"""

@@ -103,6 +103,28 @@ async def test_waiting_for_ones_own_uncommitted_write_is_refused(db: asyncpg.Con
             await db.fetchval(WAIT, 30)
 
 
+@pytest.mark.parametrize("between", ["savepoint a", "savepoint a; savepoint b; release savepoint b"])
+@pytest.mark.parametrize("after", ["select 1", "release savepoint a"])
+async def test_waiting_for_a_write_under_a_savepoint_of_ones_own_is_refused(
+    db: asyncpg.Connection, between: str, after: str
+) -> None:
+    with refused("RC007", "Commit it"):
+        async with db.transaction():
+            await db.execute("create temporary table other ()")
+            await db.execute(between)
+            await enqueue(db, "t", "k")
+            await db.execute(after)
+            await db.fetchval(WAIT, 30)
+
+
+async def test_a_transaction_that_wrote_something_else_may_wait(db: asyncpg.Connection, connect: Connect) -> None:
+    other = await connect()
+    async with db.transaction():
+        await db.execute("create temporary table other (); savepoint a; create temporary table another ()")
+        await enqueue(other, "t", "k")  # its id is younger than ours
+        assert not await db.fetchval(WAIT, 0.01)
+
+
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
 async def test_waiting_with_a_snapshot_that_never_changes_is_refused(db: asyncpg.Connection, isolation: str) -> None:
     with refused("RC001", "read committed"):

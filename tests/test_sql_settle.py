@@ -179,6 +179,22 @@ async def test_old_partitions_are_dropped_and_the_days_to_keep_stay(db: asyncpg.
     assert await partitions(db) == named(-2, -1, 0)
 
 
+async def test_a_clock_that_jumps_a_year_ahead_costs_no_day_of_the_history(db: asyncpg.Connection) -> None:
+    await db.execute("set timezone = 'UTC'")
+    for day in range(370, 365, -1):  # a year ago, as the clock has it now
+        name = named(-day)[0]
+        await db.execute(f"""
+            do $$ begin execute format(
+                'create table outbox.{name} partition of outbox.batch for values from (%L) to (%L)',
+                current_date - {day}, current_date - {day} + 1
+            ); end $$
+        """)
+        if day != 366:  # made ahead, but not used yet
+            await settle_at(db, datetime.now(UTC) - timedelta(days=day))
+    assert await db.fetchval("select outbox.drop_partitions(3)") == named(-370, -366)
+    assert await partitions(db) == named(-369, -368, -367)
+
+
 async def test_dropping_gives_up_rather_than_make_everybody_queue(db: asyncpg.Connection, connect: Connect) -> None:
     await db.execute("""
         create table outbox.batch_20200101 partition of outbox.batch for values from ('2020-01-01') to ('2020-01-02')

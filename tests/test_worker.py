@@ -1,7 +1,10 @@
 """A daemon at work: topics that wait or break, connections that are lost, workers that share."""
 
+import asyncio
+import time
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -26,9 +29,11 @@ from pydantic import SecretStr
 from servers import Connect
 from waiting import eventually, wait_until_blocked
 
-import daemon.worker
 from daemon import telemetry
+from daemon.doorbell import Activity, Alarm
+from daemon.hints import TRAIL_S, Hints
 from daemon.settings import Settings
+from daemon.worker import Shared, Worker
 
 CROWD = numbered(500)
 
@@ -43,12 +48,6 @@ async def ledger(db: asyncpg.Connection) -> None:
     await make_ledger(db)
 
 
-@pytest.fixture
-def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon.worker, "BROKEN_TOPIC_PAUSE_S", 0.5)
-
-
-@pytest.mark.usefixtures("short_pause")
 async def test_a_topic_whose_procedure_is_gone_stops_nobody_else_and_resumes_when_it_is_back(
     db: asyncpg.Connection, prompt: Settings, logged: list[Any]
 ) -> None:
@@ -216,9 +215,9 @@ async def test_all_connections_lost_at_once_cost_nothing_but_time(db: asyncpg.Co
 async def test_a_batch_grows_back_after_a_slow_moment_though_keys_repeat(
     db: asyncpg.Connection, prompt: Settings
 ) -> None:
-    await make_topic(db, "t", "if v_call = 1 then perform pg_sleep(0.5); end if;", batch_keys=100)
+    await make_topic(db, "t", "if v_call = 1 then perform pg_sleep(1.5); end if;", batch_keys=100)
     await enqueue(db, "t", *[key for key in CROWD for _ in range(2)])  # a head of n events holds n/2 keys
-    async with on_duty(impatient(prompt, batch_target_s=0.05)):
+    async with on_duty(impatient(prompt, batch_target_s=0.5)):
         await until_empty(db)
     largest = await db.fetchval(
         "select max(n) from (select count(*) as n from ledger.done where call > 1 group by call) as c"
@@ -234,3 +233,25 @@ async def test_chained_topics_are_done_in_turn(db: asyncpg.Connection, prompt: S
         await enqueue(db, "t", *CROWD)
         await until_empty(db)
     assert await done(db, "u") == CROWD
+
+
+async def test_what_lies_below_the_mark_of_a_topic_does_not_wait_for_the_busy_ones(
+    db: asyncpg.Connection, prompt: Settings
+) -> None:
+    for topic in ("busy", "quiet"):
+        await make_topic(db, topic)
+        await enqueue(db, topic, "first")
+    forgetful = prompt.model_copy(update={"history_days": 0})  # no housekeeper makes partitions here
+    shared = Shared(forgetful, uuid4(), Alarm(), Activity(0), Hints(1), asyncio.Event())
+    worker = Worker(shared)
+    while await worker._turn():
+        pass
+    shared.hints.claimed("quiet", 1_000_000, time.monotonic() - TRAIL_S)
+    await enqueue(db, "quiet", "given back by another daemon")
+    shared.hints.sweep()
+    for _ in range(6):
+        worker._after = "quiet"  # whose turn is always just over
+        await enqueue(db, "busy", "again")
+        await worker._turn()
+    await worker._disconnect()
+    assert await done(db, "quiet") == ["first", "given back by another daemon"]

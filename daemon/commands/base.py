@@ -56,7 +56,9 @@ def _known(error: Exception) -> RecalcdError | None:
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
         kind = DatabaseUnavailable if blame(error.sqlstate) is Blame.SERVER else RecalcdError
         return kind(f"The database answered: {said} ({error.sqlstate}).")
-    if isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError, TimeoutError)):
+    # An InternalClientError is what asyncpg says when the end of the connection overtakes an answer.
+    lost = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    if isinstance(error, (*lost, ConnectionError, TimeoutError)):
         return DatabaseUnavailable(f"The connection to the database was lost: {said}. Try again.")
     return None
 

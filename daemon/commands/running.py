@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from daemon.keys import Topic
     from daemon.settings import Settings
 
+RECOVERY_S = 60.0
+"""How long to wait for a server that recovers, since a key killed one of its backends."""
+
 keys_from_option = click.option(
     "--keys-from", type=click.File("r", encoding="utf-8"), metavar="FILE", help="Keys, one on each line; - for stdin."
 )
@@ -27,16 +30,60 @@ async def run_here(
     opened: "asyncpg.Connection", settings: "Settings", job: "Job", *, as_json: bool, patience_s: float = 0.0
 ) -> None:
     """Run a job to its end in this process, print what became of it, and set the exit code."""
-    from daemon import jobs, render, render_jobs
+    from daemon import render, render_jobs
+
+    with _hinting(job):
+        ended = await _run_through(opened, settings, job, patience_s)
+    click.echo(render.as_json(ended.as_json()) if as_json else render_jobs.outcome_text(ended))
+    if ended.failed_count or ended.state == "cancelled":
+        click.get_current_context().exit(1)
+
+
+async def _run_through(opened: "asyncpg.Connection", settings: "Settings", job: "Job", patience_s: float) -> "Job":
+    """Run a job to its end. A chunk that ends its own backend is left to the daemon, and the job goes on behind it."""
+    from daemon import jobs
+    from daemon.backfill import SUSPECT_KEYS
+    from daemon.batch import CallFailed
+    from daemon.database import close
+    from daemon.redaction import error_facts
+
+    async with contextlib.AsyncExitStack() as sessions:
+        while True:
+            try:
+                return await _run_held(opened, settings, job, patience_s)
+            except CallFailed as failure:
+                click.echo(f"\njob {job.job_id}: the session ended: {error_facts(failure.error).message}", err=True)
+                click.echo(
+                    f"its {len(failure.claim.keys):,} keys are left to the daemon, which finds a culprit", err=True
+                )
+                opened, patience_s = await _connect_again(settings), jobs.PATIENCE_S
+                sessions.push_async_callback(close, opened)
+                await opened.execute(SUSPECT_KEYS, failure.claim.topic, failure.claim.keys)
+
+
+async def _connect_again(settings: "Settings") -> "asyncpg.Connection":
+    """Connect; a server recovers for a while when one of its backends was killed. Raises DatabaseUnavailable."""
+    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+    from daemon.database import connect
+    from daemon.errors import DatabaseUnavailable
+
+    retrying = AsyncRetrying(
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        retry=retry_if_exception_type(DatabaseUnavailable),
+        stop=stop_after_delay(RECOVERY_S),
+        reraise=True,
+    )
+    return await retrying(connect, settings, application_name="recalcd job", read_write=True)
+
+
+async def _run_held(opened: "asyncpg.Connection", settings: "Settings", job: "Job", patience_s: float) -> "Job":
+    from daemon import jobs
 
     async with jobs.holding(opened, job.job_id, patience_s=patience_s) as is_held:
         if not is_held:
             raise UsageError(f"Job {job.job_id} is being run by another process already; see `recalcd job list`.")
-        with _hinting(job):
-            ended = await _run(opened, settings, await jobs.find(opened, job.job_id))
-    click.echo(render.as_json(ended.as_json()) if as_json else render_jobs.outcome_text(ended))
-    if ended.failed_count or ended.state == "cancelled":
-        click.get_current_context().exit(1)
+        return await _run(opened, settings, await jobs.find(opened, job.job_id))
 
 
 async def _run(opened: "asyncpg.Connection", settings: "Settings", job: "Job") -> "Job":
@@ -64,6 +111,8 @@ def _hinting(job: "Job") -> Iterator[None]:
     """Say how to go on, whatever it is that ends the process before the job."""
     try:
         yield
+    except UsageError:
+        raise
     except (Exception, asyncio.CancelledError):
         click.echo(f"\njob {job.job_id} is interrupted; go on with: recalcd job resume {job.job_id}", err=True)
         raise

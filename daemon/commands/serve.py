@@ -15,7 +15,7 @@ from daemon.commands.base import json_option
 @click.option("--drain", is_flag=True, help="Work until nothing is pending, then stop.")
 @click.pass_obj
 def run(command_line: dict[str, Any], *, drain: bool) -> None:
-    """Run the daemon. Exit: 0 stopped, 1 a drain left dead keys, 4 not our schema, 78 a setting is wrong."""
+    """Run the daemon. Exit: 0 stopped, 1 a drain left something undone, 4 not our schema, 78 a setting is wrong."""
     from daemon.runner import Runner
     from daemon.settings import load
 

@@ -1,4 +1,5 @@
--- Say that this daemon lives; find out whether another one vanished, or the last run of this one did.
+-- Say that this daemon lives; find out whether another one vanished, or the last run of this one did: its row has no
+-- end, but nobody holds its lock (see sign_in.sql).
 --   $1 daemon, $2 host, $3 pid, $4 version, $5 state
 -- Returns is_cautious: somebody vanished within a minute, or keys are suspected of it.
 with vanished as (
@@ -7,8 +8,10 @@ with vanished as (
     where d.ended_at is null
       and d.daemon_id <> $1::uuid
       and not exists (
-          select from pg_stat_activity as a
-          where a.pid = d.backend_pid and a.backend_start = d.backend_started_at
+          select from pg_locks as l
+          where l.locktype = 'advisory' and l.classid = 29284 and l.objsubid = 2
+            and l.objid = (hashtext(d.daemon_id::text)::bigint & 4294967295)::oid
+            and l.database = (select b.oid from pg_database as b where b.datname = current_database())
       )
     returning d.daemon_id
 ), forgotten as (

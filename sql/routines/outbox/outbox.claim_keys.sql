@@ -8,8 +8,8 @@
 --   Returns  keys: those taken, sorted; the rest is busy elsewhere, or folded. event_count, oldest_event_at, reasons,
 --            traceparent: of their events. started_at: what was committed by then is included.
 --            folded_count: events of keys in backoff, moved into their failure rows.
---            statement_timeout (the topic's), lock_timeout, idle_in_transaction_session_timeout and jit are set for the
---            rest of the transaction.
+--            statement_timeout (the topic's), lock_timeout, idle_in_transaction_session_timeout, jit and
+--            client_min_messages are set for the rest of the transaction.
 --   Errors   RC001 wrong isolation level: give up.
 create or replace function outbox.claim_keys(
     p_topic text, p_keys text[], p_above bigint default 0,
@@ -30,11 +30,13 @@ begin
             using errcode = 'RC001', hint = 'Begin the transaction with: isolation level read committed.';
     end if;
 
-    -- For the rest of the transaction. Waiting for somebody else's lock is contention, not work; a client that is
-    -- gone must not keep the keys' locks; compiling short statements costs more than it saves.
-    perform set_config('lock_timeout', '5s', true),
+    -- For the rest of the transaction. Waiting for somebody else's lock is contention, not work, and must be told as
+    -- that before the statement's time is up; a client that is gone must not keep the keys' locks; compiling short
+    -- statements costs more than it saves; nobody reads notices.
+    perform set_config('lock_timeout', least(5000, t.statement_timeout_s * 500) || 'ms', true),
             set_config('idle_in_transaction_session_timeout', '30s', true),
             set_config('jit', 'off', true),
+            set_config('client_min_messages', 'warning', true),
             set_config('statement_timeout', t.statement_timeout_s || 's', true)
     from outbox.topic as t
     where t.topic = p_topic;

@@ -18,7 +18,7 @@ begin
             using errcode = 'RC002', hint = 'Register it with outbox.set_topic, or correct the name.';
     end if;
     insert into outbox.event (topic, key, reason, traceparent)
-    values (p_topic, p_key, p_reason, nullif(current_setting('recalcd.traceparent', true), ''));
+    values (p_topic, p_key, p_reason, outbox.traceparent());
     perform outbox.ring(p_topic);
 end $$;
 comment on function outbox.enqueue(text, text, text) is 'Say that a key changed, in the transaction that changes it.';
@@ -39,7 +39,7 @@ begin
             using errcode = 'RC002', hint = 'Register it with outbox.set_topic, or correct the name.';
     end if;
     insert into outbox.event (topic, key, reason, traceparent)
-    select p_topic, k.key, p_reason, nullif(current_setting('recalcd.traceparent', true), '')
+    select p_topic, k.key, p_reason, outbox.traceparent()
     from unnest(p_keys) as k (key);
     if found then
         perform outbox.ring(p_topic);

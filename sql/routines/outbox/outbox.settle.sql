@@ -3,7 +3,9 @@
 --   Locks    failure, suspect and drift rows of the keys, whose locks the caller holds. NOTIFY's commit lock, if any changed.
 --   Takes    what outbox.claim_keys returned, and what the recalculation said and took.
 --            p_kind: live, replay, backfill or repair. p_keep_history: false writes no row in outbox.batch.
---   Notifies channel recalculated with {"topic": …, "keys": […]}, in as many payloads as their limit of 8,000 bytes asks.
+--   Notifies channel recalculated with {"topic": …, "keys": […]}, in as many payloads as their limit of 8,000 bytes asks;
+--            nothing when the NOTIFY queue is half full. Once it is full, every commit that notifies fails, and what a
+--            reader is told late is a hint, but the batch is the promise.
 create or replace function outbox.settle(
     p_topic text, p_keys text[], p_changed_keys text[], p_event_count bigint, p_oldest_event_at timestamptz,
     p_reasons text[], p_started_at timestamptz, p_recalculate_ms real, p_daemon_id uuid, p_kind text, p_keep_history boolean
@@ -32,6 +34,7 @@ begin
             from unnest(p_changed_keys) with ordinality as u (key, ordinality)
         ) as k
         group by k.chunk
-    ) as c;
+    ) as c
+    where pg_notification_queue_usage() < 0.5;
 end $$;
 comment on function outbox.settle is 'Finish a batch before its commit: clear failures, notify readers, keep the history.';

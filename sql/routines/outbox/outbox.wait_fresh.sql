@@ -9,15 +9,19 @@ as $$
 declare
     v_deadline timestamptz := clock_timestamp() + p_timeout;
     v_pause_s double precision := 0.002;
+    v_own constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
 begin
     if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
         raise exception 'waiting under % would look at the same old snapshot for ever',
             current_setting('transaction_isolation')
             using errcode = 'RC001', hint = 'Wait in a transaction of its own, at isolation level read committed.';
     end if;
+    -- What we see of a transaction still in progress is our own, or that of a savepoint of ours, whose id is younger.
     if exists (
         select from outbox.event as e
-        where e.topic = p_topic and e.key = p_key and e.xmin = pg_current_xact_id_if_assigned()::xid
+        cross join lateral (select (e.xmin::text::bigint - v_own) & 4294967295 as distance) as d
+        where e.topic = p_topic and e.key = p_key and d.distance < 2147483648
+          and pg_xact_status((v_own + d.distance)::text::xid8) = 'in progress'
     ) then
         raise exception 'the change waited for is of this very transaction, which nobody else can see yet'
             using errcode = 'RC007', hint = 'Commit it, then wait.';
