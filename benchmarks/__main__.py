@@ -11,7 +11,20 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import backlog, burst, floor, horizon, latency, machine, memory, neighbour, wake
+from benchmarks import (
+    backlog,
+    burst,
+    floor,
+    freshness,
+    horizon,
+    latency,
+    machine,
+    memory,
+    neighbour,
+    saturation,
+    wake,
+    writers,
+)
 from benchmarks.bench import SERVER_SETTINGS, Bench
 from benchmarks.figures import Part, Report
 from benchmarks.show import show
@@ -27,10 +40,16 @@ PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "neighbour": neighbour.measure,
     "wake": wake.measure,
 }
+BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
+    "saturation": saturation.measure,
+    "freshness": freshness.measure,
+    "writers": writers.measure,
+}
+"""These take an hour or more; the queues among the rivals take part when benchmarks/rivals/install has run."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", metavar="[PART]...", nargs=-1, type=click.Choice(list(PARTS)))
+@click.argument("names", metavar="[PART]...", nargs=-1, type=click.Choice([*PARTS, *BESIDE_RIVALS]))
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each side has its turn."
 )
@@ -53,7 +72,9 @@ PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all measurements here."
 )
 def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_file: Path | None) -> None:
-    """Measure recalcd. Parts: backlog, burst, floor, latency, memory, horizon, neighbour, wake; none means all.
+    """Measure recalcd. Parts: backlog, burst, floor, latency, memory, horizon, neighbour, wake; all without a name.
+
+    Beside its rivals: saturation, freshness, writers.
 
     Exit: 0 every target was met, 1 one was missed.
     """
@@ -69,7 +90,7 @@ def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_f
 async def _run(bench: Bench, names: Sequence[str]) -> Report:
     async with bench.connection("postgres") as connection:
         facts = await machine.facts(connection)
-    parts = [await PARTS[name](bench) for name in names]
+    parts = [await (PARTS | BESIDE_RIVALS)[name](bench) for name in names]
     return Report(facts, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), parts)
 
 

@@ -70,8 +70,8 @@ class Floor:
     async def with_psql(self, state: str, connections: int) -> float:
         """Return pupils a second: one call an array of 500, each its own transaction, the arrays dealt out."""
         await self.prepare(state)
-        arrays = list(_chunks(self.keys, BATCH_KEYS))
-        scripts = [_script(arrays[first::connections]) for first in range(connections)]
+        arrays = list(chunks(self.keys, BATCH_KEYS))
+        scripts = [script(arrays[first::connections]) for first in range(connections)]
         printed = await asyncio.gather(*(self.bench.psql(self.database, script) for script in scripts))
         times = [datetime.fromisoformat(line) for output in printed for line in output.split("\n") if line]
         return len(self.keys) / (max(times) - min(times)).total_seconds()
@@ -131,10 +131,12 @@ def _sides(floor: Floor) -> dict[str, Callable[[], Awaitable[float]]]:
     return sides
 
 
-def _script(arrays: Sequence[Sequence[str]]) -> str:
+def script(arrays: Sequence[Sequence[str]]) -> str:
+    """Return what psql runs: a call an array, and the time before and after."""
     calls = (f"call reports.recalculate_students('{{{','.join(array)}}}', null) \\g /dev/null" for array in arrays)
     return "\n".join(["select clock_timestamp();", *calls, "select clock_timestamp();"])
 
 
-def _chunks(keys: Sequence[str], size: int) -> list[Sequence[str]]:
+def chunks(keys: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Deal keys out into arrays of a size."""
     return [keys[first : first + size] for first in range(0, len(keys), size)]

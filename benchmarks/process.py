@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,12 @@ class DaemonFailed(Exception):
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running `recalcd run`, and the file it logs to."""
+    """A running `recalcd run`, or a rival's worker, and the file it logs to."""
 
     process: Process
     log: IO[bytes]
+    good_ends: Sequence[int] = (0,)
+    """Exit codes; a negative one is the signal that ended it."""
 
     @property
     def pid(self) -> int:
@@ -42,7 +44,7 @@ class Daemon:
 
     async def ended(self) -> None:
         """Wait for the end of the process. Raises DaemonFailed when it is a bad one."""
-        if await self.process.wait() != 0:
+        if await self.process.wait() not in self.good_ends:
             self.log.seek(0)
             last_words = self.log.read().decode(errors="replace")[-3000:]
             raise DaemonFailed(f"exit code {self.process.returncode}\n{last_words}")
@@ -61,17 +63,25 @@ async def daemon(
     """Run a daemon while the block runs; settings are named like their fields."""
     given = {variable(name): str(value) for name, value in (settings or {}).items()}
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("RECALCD_", "TELEM_"))}
-    options = ["--drain"] if drain else []
+    command = [*COMMAND, "--drain"] if drain else COMMAND
+    async with program(command, surroundings | given | {"RECALCD_DATABASE_URL": dsn}) as running:
+        yield running
+
+
+@asynccontextmanager
+async def program(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    folder: Path | None = None,
+    good_ends: Sequence[int] = (0,),
+) -> AsyncIterator[Daemon]:
+    """Run a program while the block runs; should it end before, or badly, so does the block: DaemonFailed."""
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *COMMAND,
-            *options,
-            env=surroundings | given | {"RECALCD_DATABASE_URL": dsn},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            *command, env=environment, cwd=folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
         )
-        running = Daemon(process, log)
+        running = Daemon(process, log, good_ends)
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(running.ended())  # or we wait for ever for what it should do

@@ -1,0 +1,170 @@
+"""The ground of a contest: one school in one database, with every contestant's schema; each has its turn."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from benchmarks.bench import SCHOOL_TABLES, Bench, asleep, load_school, settle_down
+from benchmarks.rivals.system import RECALCD, RING, System
+from daemon.sql import statement
+
+MAKE_PARTITIONS = statement("make_partitions")
+
+SCHEMA = """
+create table bench.work (turn integer primary key, assignment_id uuid not null, student_id uuid not null);
+create table bench.backlog (position integer primary key, key text not null);
+create table bench.dirty (student_id uuid primary key);
+"""
+
+# One piece of feedback a pupil, the pupils in no order that any table has.
+WORK = """
+insert into bench.work (turn, assignment_id, student_id)
+select row_number() over (order by md5(w.student_id::text)) - 1, w.assignment_id, w.student_id
+from (
+    select distinct on (f.student_id) f.student_id, f.assignment_id from school.feedback as f order by 1, 2
+) as w
+"""
+
+# Any score but the one that is there, so that the report changes with every write.
+WRITE = """
+select school.record_feedback(w.assignment_id, w.student_id, case when f.score = 0.5 then 0.6 else 0.5 end, f.comment,
+                              f.given_by)
+from bench.work as w
+join school.feedback as f on f.assignment_id = w.assignment_id and f.student_id = w.student_id
+where w.turn = {turn}
+"""
+
+ENQUEUE = """
+create or replace function outbox.enqueue(p_topic text, p_key text, p_reason text default null) returns void
+language plpgsql volatile security definer set search_path = public, pg_catalog, pg_temp
+as $body$
+declare
+    v_row record;
+    v_changed_keys text[];
+begin
+    {body}
+end $body$
+"""
+
+
+# What a view has and the table has not, and the reverse.
+DIFFERENT = """
+with rows as (
+    select {columns} from reports.report_student_rollups
+), shown as (
+    select {columns} from {{report}}
+)
+(select r.student_id from (table rows except table shown) as r)
+union
+(select s.student_id from (table shown except table rows) as s)
+""".format(
+    columns="student_id, timeframe_id, cohort_id, activity_average, assessment_average, average, activity_count,"
+    " assessment_count, feedback_count, assignment_count, subjects, latest_assignment_id, latest_score, latest_comment,"
+    " latest_given_at"
+)
+
+
+REST = 20
+"""Times a look at what is left, until the next."""
+
+
+class TooSlow(Exception):
+    """A contestant did not get there in time."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What a turn needs."""
+
+    bench: Bench
+    database: str
+    connection: asyncpg.Connection
+    shipped_enqueue: str
+    students: int
+
+    @property
+    def dsn(self) -> str:
+        return self.bench.server.dsn(self.database)
+
+    async def give_turn(self, system: System) -> None:
+        """Let the writers enqueue for a contestant, and begin with true reports and no job from earlier."""
+        assert RING in self.shipped_enqueue
+        shipped = self.shipped_enqueue.replace(RING, system.ring)
+        await self.connection.execute(shipped if system.enqueue is None else ENQUEUE.format(body=system.enqueue))
+        if system.clear:
+            await self.connection.execute(system.clear)
+        if system.starts_over:
+            await system.install(self.dsn)
+        await self.connection.execute("call reports.backfill_student_rollups()")
+        if system.report != RECALCD.report:
+            await self.connection.execute(f"refresh materialized view {system.report}")
+        await self.connection.execute("truncate bench.dirty, bench.backlog")
+        await settle_down(self.connection, *SCHOOL_TABLES)
+
+    @asynccontextmanager
+    async def working(self, system: System) -> AsyncIterator[None]:
+        """Run a contestant's workers; enter when they have shown that they work, and are idle again."""
+        async with system.working(self.dsn):
+            await self.write(0)
+            await self.drained(system, within_s=60)
+            if system.has_daemon:
+                await asleep(self.connection)
+            yield
+
+    async def write(self, turn: int) -> None:
+        """Change one pupil's feedback, and say so, as an application does."""
+        await self.connection.execute(
+            "insert into bench.dirty select w.student_id from bench.work as w where w.turn = $1 on conflict do nothing",
+            turn,
+        )
+        await self.connection.execute(WRITE.format(turn="$1"), turn)
+
+    async def drained(self, system: System, *, within_s: float, every_s: float = 0.05) -> None:
+        """Wait until nothing is left. Raises TooSlow."""
+        deadline = time.monotonic() + within_s
+        while True:
+            looked_at = time.monotonic()
+            if not await self.connection.fetchval(f"select exists (select {system.left})"):
+                return
+            if looked_at > deadline:
+                raise TooSlow(f"{system.name} has {await self.left(system)} events left after {within_s:g} s")
+            # A look that takes long, since a table is large, must not take more of the machine for that.
+            await asyncio.sleep(max(every_s, REST * (time.monotonic() - looked_at)))
+
+    async def left(self, system: System) -> int:
+        """Return how much is not worked off."""
+        return int(await self.connection.fetchval(f"select count(*) {system.left}"))
+
+    async def stale(self, system: System) -> list[str]:
+        """Return the pupils whose report is not what a recalculation produces, now that it produced them all."""
+        keys = await self.connection.fetchval("select array_agg(w.student_id::text) from bench.work as w")
+        changed = await self.connection.fetchval("call reports.recalculate_students($1::text[], null)", keys)
+        if system.report != RECALCD.report:
+            changed = [str(row[0]) for row in await self.connection.fetch(DIFFERENT.format(report=system.report))]
+        return list(changed)
+
+
+@asynccontextmanager
+async def contest(bench: Bench, systems: Sequence[System], students: int) -> AsyncIterator[Contest]:
+    """Make the database, and every contestant's schema in it."""
+    async with bench.database() as database, bench.connection(database) as connection:
+        await connection.execute(f"alter database {database} set track_functions = 'pl'")
+        await load_school(connection, students)
+        await connection.fetch(MAKE_PARTITIONS, 1)
+        await connection.execute(SCHEMA)
+        await connection.execute(WORK)
+        await connection.execute("analyze bench.work")
+        shipped = await connection.fetchval(
+            "select pg_get_functiondef('outbox.enqueue(text, text, text)'::regprocedure)"
+        )
+        installed = set()
+        for system in systems:  # two settings of one rival have one schema
+            if (system.setup, system.schema) not in installed:
+                installed.add((system.setup, system.schema))
+                await system.install(bench.server.dsn(database))
+                await connection.execute(system.schema or "select")
+        yield Contest(bench, database, connection, shipped, students)

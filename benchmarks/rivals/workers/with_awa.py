@@ -1,0 +1,41 @@
+"""AWA's side of the contest: a program of one's own, since AWA has no command that starts Python workers."""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+import asyncpg
+from awa import AsyncClient, Job
+
+CONNECTIONS = int(os.environ["CONNECTIONS"])
+
+
+@dataclass
+class Recalculate:
+    student_id: str
+
+
+async def work(client: AsyncClient) -> None:
+    """Work until SIGTERM."""
+    pool = await asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=CONNECTIONS, max_size=CONNECTIONS)
+
+    @client.task(Recalculate, queue="reports")
+    async def recalculate(job: Job) -> None:
+        await pool.fetchval("call reports.recalculate_students($1::text[], null)", [job.args.student_id])
+
+    await client.start([("reports", CONNECTIONS)])
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    await client.shutdown()
+    await pool.close()
+
+
+async def main() -> None:
+    async with AsyncClient(os.environ["AWA_URL"], max_connections=CONNECTIONS) as client:
+        await (client.migrate() if sys.argv[1:] == ["migrate"] else work(client))
+
+
+asyncio.run(main())

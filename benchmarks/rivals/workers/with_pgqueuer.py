@@ -1,0 +1,30 @@
+"""PgQueuer's side of the contest: what `pgq run` would start."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from pgqueuer import AsyncpgDriver, Job, PgQueuer, run
+
+BATCH_SIZE = int(os.environ["BATCH_SIZE"])
+CONNECTIONS = int(os.environ["CONNECTIONS"])
+DATABASE_URL = os.environ["DATABASE_URL"]
+
+
+@asynccontextmanager
+async def main() -> AsyncIterator[PgQueuer]:
+    """One direct connection for the queue, as Performance Tuning has it, and a pool for what the jobs do."""
+    pgq = PgQueuer(AsyncpgDriver(await asyncpg.connect(DATABASE_URL)))
+    async with asyncpg.create_pool(DATABASE_URL, min_size=CONNECTIONS, max_size=CONNECTIONS) as pool:
+
+        @pgq.entrypoint("recalculate")
+        async def recalculate(job: Job) -> None:
+            assert job.payload is not None
+            await pool.fetchval("call reports.recalculate_students($1::text[], null)", [job.payload.decode()])
+
+        yield pgq
+
+
+asyncio.run(run(main, batch_size=BATCH_SIZE, max_concurrent_tasks=2 * BATCH_SIZE))

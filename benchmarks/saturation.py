@@ -1,0 +1,238 @@
+"""A backlog of feedback: how long until every report is true, and what that takes, for recalcd and its rivals."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+
+from benchmarks.bench import Bench
+from benchmarks.figures import Part, Row, Series, Verdict, columns, interleaved
+from benchmarks.floor import BATCH_KEYS, chunks, script
+from benchmarks.rivals import QUEUES, available, plain
+from benchmarks.rivals.contest import Contest, TooSlow, contest
+from benchmarks.rivals.system import RECALCD, System
+
+STUDENTS = 10_000
+EVENTS = (10_000, 100_000, 1_000_000)
+MOST_JOBS = 100_000
+"""A million jobs would take most queues a minute to add; their pace does not rise with the length of the queue."""
+LIMIT_S = 20.0
+"""For one turn; who is not done by then is measured by what it has done."""
+LOOK_EVERY_S = 0.2
+FLOOR = "psql"
+FLOOR_RATIO = 0.9
+SHAPES = ("uniform", "Zipf")
+TARGETS = {("uniform", 1_000_000): 100, ("uniform", 100_000): 15, ("uniform", 10_000): 3, ("Zipf", 1_000_000): 200}
+"""Of the best queue with plain jobs, in events/s."""
+
+# The pupils of the backlog get one changed score each, so that each report has something to become.
+TOUCH = """
+with changed as (
+    update school.feedback as f
+    set score = case when f.score = 0.5 then 0.6 else 0.5 end
+    from bench.work as w
+    where w.student_id::text in (select b.key from bench.backlog as b)
+      and f.assignment_id = w.assignment_id and f.student_id = w.student_id
+    returning f.student_id
+)
+insert into bench.dirty (student_id) select c.student_id from changed as c on conflict do nothing
+"""
+
+COUNTERS = """
+select pg_current_wal_insert_lsn() - '0/0'::pg_lsn as wal_bytes,
+       (select d.xact_commit from pg_stat_database as d where d.datname = current_database()) as commits,
+       (select coalesce(sum(f.calls), 0) from pg_stat_user_functions as f
+        where f.funcid = 'reports.recalculate_students'::regproc) as calls,
+       (select coalesce(sum(cardinality(b.keys)), 0) from outbox.batch as b) as pupils
+"""
+
+
+SINCE = "select extract(epoch from clock_timestamp() - pg_xact_commit_timestamp($1::text::xid))::float8"
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the server has counted so far."""
+
+    wal_bytes: float
+    commits: float
+    calls: float
+    pupils: float
+
+    @classmethod
+    async def now(cls, ground: Contest) -> "Counters":
+        """Ask the server, from a new session: sessions report their counts when they end, at the latest."""
+        async with ground.bench.connection(ground.database) as connection:
+            row = await connection.fetchrow(COUNTERS)
+        assert row is not None
+        return cls(*(float(value) for value in row.values()))
+
+
+@dataclass(frozen=True)
+class Drain:
+    """One backlog, worked off or worked at for LIMIT_S."""
+
+    events_per_s: float
+    seconds: float
+    done: float
+    recalculations: float | None
+    """Pupils; unknown where a call of the procedure is of many."""
+    calls: float
+    wal_bytes_per_event: float
+    enqueue_bytes_per_event: float
+    commits_per_event: float
+
+
+UNITS = {
+    "events_per_s": "events/s",
+    "seconds": "s",
+    "done": "% of the events",
+    "recalculations": "pupils",
+    "calls": "of the procedure",
+    "wal_bytes_per_event": "WAL bytes/event",
+    "enqueue_bytes_per_event": "WAL bytes/event",
+    "commits_per_event": "commits/event",
+}
+
+
+def backlog_keys(shape: str, events: int, students: Sequence[str]) -> list[str]:
+    """Draw the pupil of each event, the same ones each time: evenly, or the n-th an n-th as often as the first."""
+    draw = random.Random(events)
+    weights = None if shape == "uniform" else [1 / rank for rank in range(1, len(students) + 1)]
+    return draw.choices(students, weights, k=events)
+
+
+async def measure(bench: Bench) -> Part:
+    """Let each contestant work off the same backlogs, in turns."""
+    systems = [RECALCD, *available(QUEUES), plain.MATERIALIZED_VIEW, plain.RECOMPUTE_ALL]
+    students = bench.scaled(STUDENTS, least=100)
+    async with contest(bench, systems, students) as ground:
+        rows = await ground.connection.fetch("select w.student_id::text from bench.work as w order by w.turn")
+        turns = _turns(ground, systems, [row[0] for row in rows])
+        measured = await interleaved("saturation", bench.rounds, turns)
+    return Part(
+        name="saturation",
+        question=f"How long until every report is true after many events of {students:,} pupils at once?",
+        how=f"Workers running; from the commit of the backlog until nothing is left, or {LIMIT_S:g} s. Queues without"
+        f" de-duplication get {bench.scaled(MOST_JOBS):,} events at most.",
+        rows=[Row(name, _figures(drains)) for name, drains in measured.items()],
+        verdicts=_verdicts(measured, systems),
+    )
+
+
+def _turns(
+    ground: Contest, systems: Sequence[System], keys: Sequence[str]
+) -> dict[str, Callable[[], Awaitable[Drain]]]:
+    turns: dict[str, Callable[[], Awaitable[Drain]]] = {}
+    for shape in SHAPES:
+        for events in EVENTS:
+            backlog = backlog_keys(shape, ground.bench.scaled(events, least=100), keys)
+            for system in systems:
+                most = len(backlog) if system.dedupes or system not in QUEUES else ground.bench.scaled(MOST_JOBS)
+                turns[_side(shape, events, system.name)] = partial(_turn, ground, system, backlog[:most])
+            turns[_side(shape, events, FLOOR)] = partial(_floor, ground, backlog)
+    return turns
+
+
+async def _turn(ground: Contest, system: System, backlog: Sequence[str]) -> Drain:
+    await ground.give_turn(system)
+    await _fill(ground, backlog)
+    async with ground.working(system):
+        async with ground.connection.transaction():
+            await ground.connection.execute(TOUCH)
+            before = await Counters.now(ground)
+            await ground.connection.execute(system.enqueue_all)
+            jobs = await ground.left(system)
+            await ground.connection.execute(
+                f"analyze {system.jobs or system.left.split()[1]}"
+            )  # or its plans would be luck
+            filled = await Counters.now(ground)
+            xid = await ground.connection.fetchval("select pg_current_xact_id()::text")
+            if system is RECALCD:
+                await ground.connection.execute("select outbox.ring('reports.student')")
+        with suppress(TooSlow):
+            await ground.drained(system, within_s=LIMIT_S, every_s=LOOK_EVERY_S)
+        seconds = await ground.connection.fetchval(SINCE, xid)
+        done = 1 - await ground.left(system) / jobs
+    after, finally_done = await Counters.now(ground), 1 - await ground.left(system) / jobs
+    if done == 1:
+        assert await ground.stale(system) == [], f"{system.name} left reports that are not true"
+    return _drain(system, len(backlog), seconds, done=done, finally_done=finally_done, counters=(before, filled, after))
+
+
+def _drain(
+    system: System, events: int, seconds: float, *, done: float, finally_done: float, counters: Sequence[Counters]
+) -> Drain:
+    """Put a turn into figures; what the server counted includes what was done while the workers stopped."""
+    before, filled, after = counters
+    counted = max(1.0, events * finally_done)
+    calls = after.calls - filled.calls
+    return Drain(
+        events_per_s=events * done / seconds,
+        seconds=seconds,
+        done=100 * done,
+        recalculations=after.pupils - filled.pupils if system is RECALCD else calls if system.calls_each else None,
+        calls=calls,
+        wal_bytes_per_event=(after.wal_bytes - filled.wal_bytes) / counted,
+        enqueue_bytes_per_event=(filled.wal_bytes - before.wal_bytes) / events,
+        commits_per_event=(after.commits - filled.commits) / counted,
+    )
+
+
+async def _floor(ground: Contest, backlog: Sequence[str]) -> Drain:
+    """Call the procedure from psql on two connections, for arrays of the backlog's pupils that somebody else made."""
+    await ground.give_turn(RECALCD)
+    await _fill(ground, backlog)
+    await ground.connection.execute(TOUCH)
+    filled = await Counters.now(ground)
+    arrays = chunks(list(dict.fromkeys(backlog)), BATCH_KEYS)
+    scripts = [script(arrays[first::2]) for first in range(2)]
+    printed = await asyncio.gather(*(ground.bench.psql(ground.database, each) for each in scripts))
+    times = [datetime.fromisoformat(line) for output in printed for line in output.split("\n") if line]
+    seconds = (max(times) - min(times)).total_seconds()
+    after = await Counters.now(ground)
+    assert await ground.stale(RECALCD) == [], "psql left reports that are not true"
+    figures = _drain(RECALCD, len(backlog), seconds, done=1, finally_done=1, counters=(filled, filled, after))
+    return replace(figures, recalculations=float(len(set(backlog))))
+
+
+async def _fill(ground: Contest, backlog: Sequence[str]) -> None:
+    await ground.connection.execute("truncate bench.backlog, bench.dirty")
+    await ground.connection.copy_records_to_table("backlog", schema_name="bench", records=list(enumerate(backlog)))
+    await ground.connection.execute("analyze bench.backlog")
+
+
+def _side(shape: str, events: int, name: str) -> str:
+    return f"{shape}, {events:,}, {name}"
+
+
+def _figures(drains: Sequence[Drain]) -> dict[str, Series]:
+    unknown = {name for name in UNITS if getattr(drains[0], name) is None}
+    return columns({name: unit for name, unit in UNITS.items() if name not in unknown}, drains)
+
+
+def _pace(drains: Sequence[Drain]) -> Series:
+    return Series.of("pupils/s", ((each.recalculations or 0) / each.seconds for each in drains))
+
+
+def _verdicts(measured: Mapping[str, Sequence[Drain]], systems: Sequence[System]) -> list[Verdict]:
+    """Compare with the best of each kind: that of the largest median."""
+    speeds = {name: Series.of("events/s", (each.events_per_s for each in drains)) for name, drains in measured.items()}
+    verdicts = []
+    for shape in SHAPES:
+        for events in EVENTS:
+            mine = speeds[_side(shape, events, RECALCD.name)]
+            of = {system.name: speeds[_side(shape, events, system.name)] for system in systems if system is not RECALCD}
+            plain_jobs = {system.name: of[system.name] for system in systems if system in QUEUES and not system.dedupes}
+            case = f"{shape}, {events:,}: recalcd"
+            for kind, speed, target in (("plain jobs", plain_jobs, TARGETS.get((shape, events), 1)), ("all", of, 1)):
+                if speed:
+                    best = max(speed, key=lambda name: speed[name].median)  # used at once
+                    verdicts.append(Verdict(f"{case} / best of {kind}, {best}", mine.over(speed[best]), ">", target))
+            pace = _pace(measured[_side(shape, events, RECALCD.name)])
+            floor = _pace(measured[_side(shape, events, FLOOR)])
+            verdicts.append(Verdict(f"{case}'s recalculations / {FLOOR}", pace.over(floor), ">=", FLOOR_RATIO))
+    return verdicts

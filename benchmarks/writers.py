@@ -1,0 +1,91 @@
+"""What the application pays: its writes a second, whatever keeps the reports true beside it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.bench import Bench
+from benchmarks.figures import Part, Row, Series, Verdict, interleaved
+from benchmarks.pgbench import Load
+from benchmarks.rivals import QUEUES, available, plain
+from benchmarks.rivals.contest import WRITE, Contest, contest
+from benchmarks.rivals.system import NOTHING_WAITS, RECALCD, System
+
+STUDENTS = 10_000
+CLIENTS = (1, 8, 32)
+SECONDS = 5.0
+COMMITS = {"as shipped": (0, 5), "1 ms commits": (1000, 0)}
+"""commit_delay in microseconds, commit_siblings: what cloud disks do, and how to have it without one."""
+NEAR_SILENT = 0.9
+TIMES_NOTIFY = 8
+
+PLAIN = System(name="plain feedback", enqueue="null;", enqueue_all="select", left=NOTHING_WAITS)
+SILENT = replace(RECALCD, name="outbox row, silent", ring="null;")
+BELL = replace(RECALCD, name="recalcd: outbox row and doorbell")
+NOTIFYING = replace(RECALCD, name="outbox row and NOTIFY", ring="perform pg_notify('outbox', p_topic);")
+
+SCRIPT = f"""
+\\set pupil random(0, :students - 1)
+{WRITE.format(turn=":pupil")};
+"""
+
+
+async def measure(bench: Bench) -> Part:
+    """Write as fast as so many clients can, while each contestant works, in turns; under both commit settings."""
+    systems = [PLAIN, SILENT, BELL, NOTIFYING, *available(QUEUES), plain.IN_THE_TRANSACTION]
+    students = bench.scaled(STUDENTS, least=100)
+    async with contest(bench, systems, students) as ground:
+        turns: dict[str, Callable[[], Awaitable[float]]] = {}
+        for commits in COMMITS:
+            for clients in CLIENTS:
+                load = Load(SCRIPT, {"students": students}, clients)
+                for system in systems:
+                    turns[_side(commits, clients, system)] = partial(_turn, ground, system, load, commits)
+        measured = await interleaved("writers", bench.rounds, turns)
+    speeds = {name: Series.of("writes/s", values) for name, values in measured.items()}
+    return Part(
+        name="writers",
+        question="How many pieces of feedback a second get in, each in a transaction, while the reports are kept true?",
+        how=f"pgbench, {bench.scale * SECONDS:g} s a turn, random pupils, each write one statement; workers running.",
+        rows=[
+            _row(speeds, commits, clients, system) for commits in COMMITS for clients in CLIENTS for system in systems
+        ],
+        verdicts=_verdicts(speeds),
+    )
+
+
+async def _turn(ground: Contest, system: System, load: Load, commits: str) -> float:
+    await ground.give_turn(system)
+    delay_us, siblings = COMMITS[commits]
+    for name, value in (("commit_delay", delay_us), ("commit_siblings", siblings)):
+        await ground.connection.execute(f"alter database {ground.database} set {name} = {value}")  # of new sessions
+    async with ground.working(system):
+        return await load.for_seconds(ground.dsn, ground.bench.scale * SECONDS)
+
+
+def _side(commits: str, clients: int, system: System) -> str:
+    return f"{commits}, {clients} client(s), {system.name}"
+
+
+def _row(speeds: Mapping[str, Series], commits: str, clients: int, system: System) -> Row:
+    name = _side(commits, clients, system)
+    of_plain = speeds[name].over(speeds[_side(commits, clients, PLAIN)])
+    return Row(name, {"of plain": of_plain, "speed": speeds[name]})
+
+
+def _verdicts(speeds: Mapping[str, Series]) -> Sequence[Verdict]:
+    def ratio(commits: str, clients: int, other: System) -> Series:
+        return speeds[_side(commits, clients, BELL)].over(speeds[_side(commits, clients, other)])
+
+    verdicts = [
+        Verdict(
+            f"{commits}, {clients} client(s): doorbell / silent", ratio(commits, clients, SILENT), ">=", NEAR_SILENT
+        )
+        for commits in COMMITS
+        for clients in CLIENTS
+    ]
+    slow, most = "1 ms commits", max(CLIENTS)
+    return [
+        *verdicts,
+        Verdict(f"{slow}, {most} clients: doorbell / NOTIFY", ratio(slow, most, NOTIFYING), ">=", TIMES_NOTIFY),
+    ]
