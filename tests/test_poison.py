@@ -411,8 +411,9 @@ async def test_a_key_for_which_the_kernel_kills_a_backend_is_dead_in_the_end_and
     """The postmaster ends all other sessions with it; those tell whoever was in them that he is innocent."""
 
     async def innocent_is_done(db: asyncpg.Connection) -> bool:
-        # A cautious daemon writes it down before each call: a second time would mean that it was not excused.
-        assert await db.fetchval("select coalesce(max(crash_count), 0) from outbox.suspect where topic = 'slow'") <= 1
+        # A cautious worker writes it down before each call, and takes that back once it has reconnected: each may have
+        # done the first and not yet the second. A third time would mean that nobody excuses it, and convict it.
+        assert await db.fetchval("select coalesce(max(crash_count), 0) from outbox.suspect where topic = 'slow'") <= 2
         return await done(db, "slow") == ["innocent"]
 
     async with mortal_server() as (server, first):
