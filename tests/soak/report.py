@@ -17,6 +17,8 @@ SHORTEST_LIFE_S = 40.0
 """Shorter ones tell nothing."""
 FRESH_S = 5.0 * DAEMON_SETTINGS["poll_interval_s"]
 """What no event may wait outside of fault windows: a lost NOTIFY costs one poll; the rest is for a busy machine."""
+SETTLED_S = 240.0
+"""Of a second half of a life: in shorter ones the heap is still being filled, and its slope tells nothing."""
 GROWTH_MB = 1.0
 """Memory that a whole series may gain without being called a leak, whatever its slope says."""
 GROWTH_FILES = 3
@@ -40,7 +42,7 @@ class Use:
     def problems(self) -> list[str]:
         """Say what grew."""
         found = []
-        if self.slope and not self.slope.is_noise(GROWTH_MB):
+        if self.slope and self.seconds >= SETTLED_S and not self.slope.is_noise(GROWTH_MB):
             found.append(f"the memory of {self.name} grows by {self.slope.per_hour:.1f} MB an hour")
         if self.last_files > self.first_files + GROWTH_FILES:
             found.append(f"{self.name} had {self.first_files:g} files open at first, and {self.last_files:g} at last")
