@@ -421,12 +421,17 @@ def test_a_routine_file_is_named_after_its_routine(sql_root: SqlRoot) -> None:
 async def test_a_migration_that_deadlocks_with_a_daemon_at_work_is_tried_again(
     db: asyncpg.Connection, connect: Connect, sql_root: SqlRoot
 ) -> None:
-    sql_root.migration("outbox", 3, "three", "select;", "lock outbox.one; lock outbox.two;")
+    # A server looks for a deadlock once per wait: the migration has to be the last of the two to wait.
+    down = "lock outbox.one; select pg_advisory_xact_lock(1); lock outbox.two;"
+    sql_root.migration("outbox", 3, "three", "select;", down)
     await migrations.up(db, set_names=["outbox"], sql_root=sql_root.path)
     admin, at_work = await connect("migration"), await connect("at work")
-    await admin.execute("set deadlock_timeout = '10ms'")  # so that it is the one to be told
-    await at_work.execute("begin; lock outbox.two")
+    await at_work.execute("set deadlock_timeout = '1h'; begin; lock outbox.two")
+    await db.execute("select pg_advisory_lock(1)")
     going = asyncio.create_task(migrations.down(admin, set_names=["outbox"], to=2, sql_root=sql_root.path))
     await wait_until_blocked(db, "migration")
-    await asyncio.gather(going, at_work.execute("lock outbox.one; commit"))
+    working = asyncio.create_task(at_work.execute("lock outbox.one; commit"))
+    await wait_until_blocked(db, "at work")
+    await db.execute("select pg_advisory_unlock(1)")
+    await asyncio.gather(going, working)
     assert await db.fetchval("select max(version) from outbox.migration") == 2
