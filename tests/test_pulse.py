@@ -32,7 +32,7 @@ from daemon.settings import Settings
 from daemon.worker import Worker
 
 WATCHDOG_S = 0.2
-BRIEF = {"heartbeat_s": 0.3, "heartbeat_timeout_s": 0.3, "connect_timeout_s": 0.3}
+BRIEF = {"heartbeat_s": 0.5, "heartbeat_timeout_s": 0.5, "connect_timeout_s": 0.5}
 SLACK_S = 0.5
 
 
@@ -215,11 +215,10 @@ async def test_the_status_counts_what_is_pending_and_tells_the_freshness(
 async def test_an_idle_daemon_is_alive(db: asyncpg.Connection, supervisor: Systemd, brief: Settings, run: Run) -> None:
     async with run():
         await asleep(db)
-        await supervisor.is_fed_for(1.5 * step_s(brief))
+        await supervisor.is_fed_for(1.2 * step_s(brief))
 
 
 async def test_a_daemon_without_its_database_is_alive(
-    db: asyncpg.Connection,
     supervisor: Systemd,
     run: Run,
     proxy: Proxy,
@@ -227,10 +226,10 @@ async def test_a_daemon_without_its_database_is_alive(
 ) -> None:
     settings = through(**BRIEF)
     async with run(settings):
-        await asleep(db)
+        await supervisor.until_told("READY=1")
         take_away(proxy)
         await supervisor.until_told("STATUS=without the database")
-        await supervisor.is_fed_for(1.5 * step_s(settings))
+        await supervisor.is_fed_for(1.2 * step_s(settings))
 
 
 async def test_a_long_recalculation_is_alive(
@@ -242,7 +241,7 @@ async def test_a_long_recalculation_is_alive(
     await enqueue(db, "t", "k")
     async with run():
         await supervisor.until_told("READY=1")
-        await supervisor.is_fed_for(1.5 * step_s(brief))
+        await supervisor.is_fed_for(1.2 * step_s(brief))
         await gate.execute(f"select pg_advisory_unlock({GATE})")
         await until_empty(db)
     assert await done(db, "t") == ["k"]
