@@ -261,6 +261,8 @@ class Doorbell:
     async def _watch(self, connection: asyncpg.Connection, until: float) -> None:
         """Sleep and wake until that time, of the monotonic clock."""
         while (left_s := until - time.monotonic()) > 0:
+            if connection.is_closed():  # with a batch in hand nothing else would notice before the next heartbeat
+                raise ConnectionResetError("the LISTEN session ended")
             if not self._always and (linger_s := self._activity.lingering_s()) > 0:
                 await asyncio.sleep(min(linger_s, left_s))
             elif self._activity.is_at_work:  # its events are still to be seen, so we could not fall asleep

@@ -14,22 +14,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import uuid4
 
 import asyncpg
 import pytest
-from engine import GATE, asleep, done, enqueue, events_of, impatient, make_ledger, make_topic, until_empty
+from engine import asleep, done, enqueue, events_of, impatient, make_ledger, make_topic, until_empty
 from process import WITHIN_S
 from proxy import Proxy
 from pydantic import SecretStr
-from servers import Connect
 from waiting import eventually
 
 from daemon import pulse, systemd, telemetry
-from daemon.doorbell import Doorbell
+from daemon.doorbell import Activity, Alarm, Doorbell
+from daemon.hints import Hints
 from daemon.pulse import Pulse, feed_watchdog, step_s
 from daemon.runner import Runner
 from daemon.settings import Settings
-from daemon.worker import Worker
+from daemon.worker import Shared, Worker
 
 WATCHDOG_S = 0.2
 BRIEF = {"heartbeat_s": 0.5, "heartbeat_timeout_s": 0.5, "connect_timeout_s": 0.5}
@@ -142,6 +143,18 @@ def test_a_promise_is_broken_when_its_time_is_over() -> None:
     assert not loop.is_overdue
 
 
+async def test_a_worker_that_waits_for_its_next_attempt_promises_no_more_than_that(settings: Settings) -> None:
+    shared = Shared(settings, uuid4(), Alarm(), Activity(0), Hints(1), asyncio.Event())
+    worker = Worker(shared)
+    worker.pulse = Pulse("worker", step_s=-1)
+    worker.pulse.beat()
+    pausing = asyncio.create_task(worker._pause(1000))
+    await asyncio.sleep(0)
+    assert not worker.pulse.is_overdue
+    shared.stopping.set()
+    await pausing
+
+
 async def test_no_sign_of_life_while_a_loop_is_overdue(supervisor: Systemd, logged: list[Any]) -> None:
     loop = Pulse("loop", step_s=-1)
     feeding = asyncio.create_task(feed_watchdog(0.01, lambda: [Pulse("other", 1), loop]))
@@ -233,18 +246,14 @@ async def test_a_daemon_without_its_database_is_alive(
 
 
 async def test_a_long_recalculation_is_alive(
-    db: asyncpg.Connection, connect: Connect, supervisor: Systemd, brief: Settings, run: Run
+    db: asyncpg.Connection, supervisor: Systemd, brief: Settings, run: Run
 ) -> None:
-    await make_topic(db, "t", f"perform pg_advisory_xact_lock_shared({GATE});")
-    gate = await connect("gatekeeper")
-    await gate.execute(f"select pg_advisory_lock({GATE})")
+    await make_topic(db, "t", f"perform pg_sleep({2 * step_s(brief)});")
     await enqueue(db, "t", "k")
     async with run():
         await supervisor.until_told("READY=1")
         await supervisor.is_fed_for(1.2 * step_s(brief))
-        await gate.execute(f"select pg_advisory_unlock({GATE})")
-        await until_empty(db)
-    assert await done(db, "t") == ["k"]
+        assert await done(db, "t") == []  # still at it
 
 
 @pytest.mark.parametrize(
