@@ -16,8 +16,9 @@ def hang(*_: object) -> None:
     """Let every worker wait for what nobody will ever do."""
     from daemon.worker import Worker  # noqa: PLC0415  # not before the daemon itself does
 
-    async def for_ever(*_: Any) -> bool:
-        return await asyncio.get_running_loop().create_future()
+    async def for_ever(*_: Any) -> NoReturn:
+        await asyncio.Event().wait()
+        raise AssertionError
 
     Worker._run_batch = for_ever  # type: ignore[assignment,method-assign]
 
