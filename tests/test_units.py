@@ -78,6 +78,10 @@ def test_a_stop_has_time_for_the_grace_period_and_a_start_for_its_patience() -> 
     assert seconds(value("recalcd.service", "TimeoutStartSec")) == runner.PATIENCE_S
 
 
+def test_there_is_a_watchdog_that_waits_longer_than_an_interval() -> None:
+    assert seconds(value("recalcd.service", "WatchdogSec")) == 30  # docs/deploy.md says so
+
+
 def test_the_unit_says_how_soon_a_loop_is_overdue() -> None:
     assert 60 < pulse.step_s(Settings()) <= 75, "recalcd.service speaks of a bit more than a minute"
 
