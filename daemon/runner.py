@@ -18,6 +18,7 @@ from daemon.errors import FORBIDDEN, ConfigurationError, DatabaseRefuses, Databa
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
+from daemon.redaction import error_facts
 from daemon.session import brief_session
 from daemon.settings import Settings
 from daemon.sql import statement
@@ -237,7 +238,8 @@ def _may_start_later(error: BaseException) -> bool:
 
 def _log_waiting(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, error=str(error))
+    facts = telemetry.error_keys(error) if error else {}
+    log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, **facts)
     wait_s = state.next_action.sleep if state.next_action else 0.0
     systemd.extend_timeout(wait_s + 60)  # waiting for a database is no failed start
     systemd.status("waiting for the database")
@@ -248,5 +250,7 @@ def _reason(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, _SCHEMA_GONE):
-        return SchemaMismatch(f"The schema changed beneath the daemon: {error}. See `recalcd migrate status`.")
+        return SchemaMismatch(
+            f"The schema changed beneath the daemon: {error_facts(error).message}. See `recalcd migrate status`."
+        )
     return error

@@ -170,7 +170,10 @@ class _FromLibraries(logging.Handler):
     """Passes on what asyncio and others log, so that stderr holds one kind of line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.log(record.levelno, LIBRARY_LOGGED, logger=record.name, text=record.getMessage(), exc_info=record.exc_info)
+        text = record.getMessage()
+        if record.exc_info:
+            text = text.partition("\n")[0]  # asyncio goes on with the task's repr, and that with the error's
+        log.log(record.levelno, LIBRARY_LOGGED, logger=record.name, text=text, exc_info=record.exc_info)
 
 
 def _adopt_logging() -> None:

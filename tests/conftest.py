@@ -15,6 +15,7 @@ import pytest
 import structlog
 from engine import impatient
 from links import BEAT_S
+from planted import found_in_files
 from proxy import Proxy, proxy_to
 from pydantic import SecretStr
 from servers import PLACES, Connect, Psql, TestServer, running
@@ -78,6 +79,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("RECALCD_", "TELEM_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_planted_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Read what the daemons of all tests wrote, when all are done: it holds no name and no password."""
+    yield
+    folder = tmp_path_factory.getbasetemp()
+    written = [file for pattern in ("*.log", "output") for file in folder.rglob(pattern) if file.is_file()]
+    assert found_in_files(written) == {}
 
 
 @pytest.fixture(autouse=True)
