@@ -14,6 +14,7 @@ from daemon.commands.demo import demo
 from daemon.commands.doctor import doctor
 from daemon.commands.explain import explain
 from daemon.commands.failures import failures
+from daemon.commands.forget import forget
 from daemon.commands.job import job
 from daemon.commands.look import report, show_status
 from daemon.commands.migrate import migrate
@@ -63,6 +64,7 @@ for command in (
     report,
     explain,
     failures,
+    forget,
     tail,
     top,
     topic,
