@@ -57,8 +57,8 @@ async def test_a_healthy_deployment_has_no_error(recalcd: Recalcd, db: asyncpg.C
     assert told.stdout.splitlines()[-1].startswith("0 errors, ")
     assert {tuple(each) for each in as_json} == {("check", "level", "sentence", "remedy")}
     assert {each["check"] for each in as_json} == {
-        "connection", "server", "role", "clock", "tls", "schema", "routines", "privileges", "daemons", "locks",
-        "autovacuum", "horizon", "notifications", "history", "events", "pauses", "procedures",
+        "connection", "server", "role", "clock", "tls", "logging", "schema", "routines", "privileges", "daemons",
+        "locks", "autovacuum", "horizon", "notifications", "history", "events", "pauses", "procedures",
     }  # fmt: skip
     assert {each["level"] for each in as_json} <= {"ok", "warning"}
 
