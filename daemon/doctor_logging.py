@@ -1,4 +1,4 @@
-"""What doctor looks at in the server's log: whether keys and texts of errors get there, as our statements' parameters."""
+"""What doctor looks at in the server's log: whether keys and texts of errors get there, as parameters of ours."""
 
 from daemon.doctor_check import Check, Complaints, Patient, warning
 from daemon.sql import statement
