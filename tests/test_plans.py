@@ -213,9 +213,7 @@ async def test_an_enqueue_writes_one_row_and_reads_none_of_the_backlog(db: async
     assert touched.read_of(*EVENTS) == 0
 
 
-async def test_recalculating_a_true_report_writes_no_row_and_no_wal(
-    db: asyncpg.Connection, school: list[str]
-) -> None:
+async def test_recalculating_a_true_report_writes_no_row_and_no_wal(db: asyncpg.Connection, school: list[str]) -> None:
     await db.fetchval(RECALCULATE, "reports.student", school[:50])
     plan = await _analyze(db, "select outbox.recalculate('reports.student', $1)", school[:50])
     assert (plan.get("WAL Records", 0), plan.get("WAL Bytes", 0)) == (0, 0)
