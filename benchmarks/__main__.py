@@ -96,6 +96,7 @@ GROWTH = "growth"
     help="Also keep PART.json here, and draw it; needs the extra bench.",
 )
 def main(
+    *,
     names: tuple[str, ...],
     rounds: int,
     scale: float,
@@ -104,7 +105,7 @@ def main(
     json_file: Path | None,
     folder: Path | None,
 ) -> None:
-    """Measure recalcd. Parts: burst, engine, floor, latency, memory, horizon, neighbour, reads, wake; all without a name.
+    """Measure recalcd. Without a name: burst, engine, floor, latency, memory, horizon, neighbour, reads, wake.
 
     Beside its rivals: saturation, freshness, writers, baddays.
 

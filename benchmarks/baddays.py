@@ -5,7 +5,7 @@ What a claim takes on such a day is `horizon`; this is what an application sees 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,7 @@ from benchmarks.rivals import QUEUES, available
 from benchmarks.rivals.contest import Contest, contest
 from benchmarks.rivals.system import RECALCD, System
 from benchmarks.saturation import TOUCH, backlog_keys
+from daemon.database import CONNECTION_ERRORS
 from daemon.embedded import EmbeddedPostgres
 
 STUDENTS = 10_000
@@ -41,7 +42,7 @@ REVIVE_S = 1.0
 """Until whoever looks after the workers starts one again that has ended."""
 DAYS = ("clean", "pinned", "restarted")
 TARGET_RATIO = 1.5
-LOST = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+LOST = (*CONNECTION_ERRORS, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
 
 # A score that says what it is: who does not know whether it came to pass may write it again.
 WRITE = """
@@ -140,8 +141,8 @@ async def measure(bench: Bench) -> Part:
     return Part(
         name="baddays",
         question="What do a forgotten transaction and a restart of Postgres do to freshness, backlog and bystanders?",
-        how=f"{WRITES_PER_S} writes/s for {SECONDS:g} s, then {bench.scaled(EVENTS):,} events at once. Pinned: a snapshot"
-        f" held since before {bench.scaled(PROCESSED):,} events came and went. Bystander: reads one report.",
+        how=f"{WRITES_PER_S} writes/s for {SECONDS:g} s, then {bench.scaled(EVENTS):,} events at once. Pinned: a"
+        f" snapshot held since before {bench.scaled(PROCESSED):,} events came and went. Bystander: reads one report.",
         rows=list(rows.values()),
         verdicts=_verdicts({day: rows[_side(day, RECALCD)] for day in DAYS}),
     )
@@ -172,14 +173,17 @@ async def _turn(common: Contest, system: System, day: str, pupil: str) -> Outcom
     async with common.bench.connection(common.database) as connection:
         await replace(common, connection=connection).give_turn(system)
     bystander = Bystander(Client(common.dsn), pupil)
-    async with _pinned(common, system) if day == "pinned" else nullcontext():
-        async with _beside(_keep_working(system, common.dsn)), _beside(bystander.look_on()):
-            await _warm_up(common, system)
-            restart: float | None = SECONDS / 2 if day == "restarted" else None
-            async with _restarting(server, restart):
-                ages = await _trickle(common, system)
-            async with _restarting(server, restart and RESTART_AFTER_S):
-                events_per_s, done = await _backlog(common, system)
+    restarts = (SECONDS / 2, RESTART_AFTER_S) if day == "restarted" else (None, None)
+    async with (
+        _pinned(common, system) if day == "pinned" else nullcontext(),
+        _beside(_keep_working(system, common.dsn)),
+        _beside(bystander.look_on()),
+    ):
+        await _warm_up(common, system)
+        async with _restarting(server, restarts[0]):
+            ages = await _trickle(common, system)
+        async with _restarting(server, restarts[1]):
+            events_per_s, done = await _backlog(common, system)
     await bystander.client.close()
     fresh, glances = Series.of("ms", (abs(ms) for ms in ages)), Series.of("ms", bystander.glances_ms)
     late = 100 * sum(1 for ms in ages if ms < 0) / len(ages)
@@ -189,38 +193,24 @@ async def _turn(common: Contest, system: System, day: str, pupil: str) -> Outcom
 
 
 @asynccontextmanager
-async def _beside(work: Awaitable[None]) -> AsyncIterator[None]:
-    """Do something else while the block runs; its failure ends the block."""
+async def _beside(work: Coroutine[None, None, None], *, to_its_end: bool = False) -> AsyncIterator[None]:
+    """Do something else while the block runs; its failure ends the block, and the block's end ends it unless told."""
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(_awaited(work))
+        task = group.create_task(work)
         yield
-        task.cancel()
-
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work
+        if not to_its_end:
+            task.cancel()
 
 
 def _restarting(server: EmbeddedPostgres, after_s: float | None) -> AbstractAsyncContextManager[None]:
-    """Restart the server while the block runs, so many seconds into it."""
-
-    async def restart(seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        await asyncio.shield(asyncio.to_thread(_restart, server))
-
-    return nullcontext() if after_s is None else _beside_to_the_end(restart(after_s))
+    """Restart the server while the block runs, so many seconds into it; or not at all."""
+    return nullcontext() if after_s is None else _beside(_restart(server, after_s), to_its_end=True)
 
 
-@asynccontextmanager
-async def _beside_to_the_end(work: Awaitable[None]) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as group:
-        group.create_task(_awaited(work))
-        yield
-
-
-def _restart(server: EmbeddedPostgres) -> None:
-    server.stop()
-    server.start()
+async def _restart(server: EmbeddedPostgres, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    await asyncio.to_thread(server.stop)
+    await asyncio.to_thread(server.start)
 
 
 async def _keep_working(system: System, dsn: str) -> None:
@@ -244,7 +234,8 @@ async def _pinned(common: Contest, system: System) -> AsyncIterator[None]:
         for _ in range(10):
             await busy.execute("truncate bench.backlog")
             await busy.execute(
-                "insert into bench.backlog select i, md5(i::text)::uuid::text from generate_series(1, $1::integer) as i",
+                "insert into bench.backlog"
+                " select i, md5(i::text)::uuid::text from generate_series(1, $1::integer) as i",
                 common.bench.scaled(PROCESSED) // 10,
             )
             await busy.execute(system.enqueue_all)
@@ -285,12 +276,12 @@ async def _trickle(common: Contest, system: System) -> list[float]:
 
 
 async def _backlog(common: Contest, system: System) -> tuple[float, float]:
-    """Add a backlog, and wait until it is gone or our patience is; return events/s and how much was done, in percent."""
+    """Add a backlog, and wait until it is gone or our patience is; return events/s, and the percentage done."""
     client = Client(common.dsn)
     students = [row[0] for row in await client.fetch("select w.student_id::text from bench.work as w order by w.turn")]
     xid = await _add_backlog(common, system, backlog_keys("uniform", common.bench.scaled(EVENTS, least=100), students))
     added, deadline = await _left(client, system), time.monotonic() + LIMIT_S
-    while (left := await _left(client, system)) and time.monotonic() < deadline:
+    while (left := await _left(client, system)) and time.monotonic() < deadline:  # noqa: ASYNC110  # in the database
         await asyncio.sleep(LOOK_EVERY_S)
     seconds = (await client.fetch(SINCE, xid))[0][0]
     await client.close()

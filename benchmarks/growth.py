@@ -27,7 +27,7 @@ SCHOOL = 10_000
 TOPICS = (1, 10, 100)
 SPREAD_EVENTS, SPREAD_KEYS = 200_000, 10_000
 """Of all topics together."""
-IDLE_WRITES = 10
+IDLE_WRITES = 5
 """A turn."""
 DIRTY = 5_000
 """Most pupils whose reports a turn makes stale at once."""
