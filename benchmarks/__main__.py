@@ -146,5 +146,5 @@ async def _run(bench: Bench, names: Sequence[str]) -> Report:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["plot"]:  # a part may be named that often, a command only once
-        plot.main(sys.argv[2:])
+        plot.main(sys.argv[2:], prog_name="python -m benchmarks plot")
     main()

@@ -12,15 +12,14 @@ import click
 README = "README.md"
 HOW_TO_INSTALL = "Plots need matplotlib: pip install 'recalcd[bench]', or in a checkout: pip install -e '.[bench]'."
 
-FIGURES = {
-    "saturation": (r"(?P<case>(?:uniform|Zipf), [\d,]+), (?P<side>.*)", "events_per_s"),
-    "freshness": (r"(?P<case>[\d,]+/s|from idle), (?P<side>.*)", "p99"),
-    "writers": (r"(?P<case>(?:as shipped|1 ms commits), \d+ client\(s\)), (?P<side>.*)", "speed"),
-    "baddays": (r"(?P<case>[^:]+): (?P<side>.*)", ""),
-    "engine": (r"(?P<case>[\d,]+ keys), (?P<side>.*)", "events_per_s"),
-    "reads": (r"(?P<case>.*\})(?P<side>, .*)", "p50"),
+FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "saturation": (r"(?P<case>(?:uniform|Zipf), [\d,]+), (?P<side>.*)", ("events_per_s",)),
+    "freshness": (r"(?P<case>[\d,]+/s|from idle), (?P<side>.*)", ("p50", "p99")),
+    "writers": (r"(?P<case>(?:as shipped|1 ms commits), \d+ client\(s\)), (?P<side>.*)", ("speed",)),
+    "baddays": (r"(?P<case>[^:]+): (?P<side>.*)", ("events_per_s", "fresh_p99")),
+    "reads": (r"(?P<case>)(?P<side>.*): added up / cached", ("ratio",)),
 }
-"""How a part's rows fall into pictures, and the figure to draw; of other parts all rows are one picture."""
+"""How a part's rows fall into pictures, and the figures to draw; of other parts all rows are in one picture."""
 
 Picture = tuple[str, str, dict[str, dict[str, Any]]]
 """The case, the figure's name, and the figure of each side."""
@@ -75,15 +74,14 @@ def pictures_of(part: Mapping[str, Any]) -> dict[str, Picture]:
         return {
             f"{part['name']}-{slug(figure)}": (part["how"], figure, sides) for figure, sides in _grown(part).items()
         }
-    pattern, wanted = FIGURES.get(part["name"], ("(?P<case>)(?P<side>.*)", ""))
+    pattern, wanted = FIGURES.get(part["name"], ("(?P<case>)(?P<side>.*)", ()))
     pictures: dict[str, Picture] = {}
     for row in part["rows"]:
         found = re.fullmatch(pattern, row["name"])
-        figure = wanted or next(iter(row["figures"]))
-        if found and figure in row["figures"]:
-            stem = slug(f"{part['name']} {found['case']}")
-            _, _, sides = pictures.setdefault(stem, (found["case"], figure, {}))
-            sides[found["side"].lstrip(", ")] = row["figures"][figure]
+        for figure in wanted or tuple(row["figures"])[:1]:
+            if found and figure in row["figures"]:
+                stem = slug(f"{part['name']} {found['case']} {figure}")
+                pictures.setdefault(stem, (found["case"], figure, {}))[2][found["side"]] = row["figures"][figure]
     return pictures
 
 
