@@ -38,11 +38,11 @@ def _bars(part: Mapping[str, Any], picture: Picture) -> Any:
     unit = next(iter(sides.values()))["unit"]
     ranked = sorted(sides.items(), key=lambda item: item[1]["median"], reverse=unit != "ms")[:MOST_BARS]
     ours = next((series for name, series in sides.items() if name.startswith("recalcd")), None)
-    figure, axes = _frame(part, " ".join(filter(None, (case, _words(what, unit)))), 0.85 * len(ranked))
+    figure, axes = _frame(part, ": ".join(filter(None, (case, _words(what, unit)))), 0.85 * len(ranked))
     for place, (name, series) in enumerate(ranked):
         axes.barh(place, series["median"], height=0.42, color=THEIRS if ours and series is not ours else OURS)
         axes.plot([series["low"], series["high"]], [place, place], color=INK, linewidth=2)
-        ratio = f"{number(series['median'] / ours['median'])}x  " if ours and series is not ours else ""
+        ratio = _ratio(series["median"], ours["median"]) if ours and series is not ours else ""
         label = f"{ratio}{name}: {number(series['median'])} {unit}"
         axes.text(0.0, place - 0.33, label, fontsize=MIDDLE, va="bottom", transform=axes.get_yaxis_transform())
     medians = [series["median"] for _, series in ranked]
@@ -55,10 +55,10 @@ def _bars(part: Mapping[str, Any], picture: Picture) -> Any:
 
 def _line(part: Mapping[str, Any], picture: Picture) -> Any:
     """Draw how a figure goes along with a size, each point with its ratio to the first."""
-    _, what, sides = picture
+    how, what, sides = picture
     sizes = [int(name.replace(",", "")) for name in sides]
     medians = [series["median"] for series in sides.values()]
-    figure, axes = _frame(part, _words(what, next(iter(sides.values()))["unit"]), 5)
+    figure, axes = _frame(part, f"{_words(what, next(iter(sides.values()))['unit'])}. {how}", 5)
     axes.fill_between(sizes, [s["low"] for s in sides.values()], [s["high"] for s in sides.values()], color=THEIRS)
     axes.plot(sizes, medians, color=OURS, linewidth=3, marker="o", markersize=9)
     for size, median in zip(sizes, medians, strict=True):
@@ -73,6 +73,13 @@ def _line(part: Mapping[str, Any], picture: Picture) -> Any:
     return figure
 
 
+def _ratio(theirs: float, ours: float) -> str:
+    """Return a ratio as one reads it aloud: 12x, 0.8x, 1/136."""
+    if not ours or not theirs:
+        return ""
+    return f"{number(theirs / ours)}x  " if theirs > ours / 10 else f"1/{number(ours / theirs)}  "
+
+
 def _words(figure: str, unit: str) -> str:
     """Return what is drawn, and in what."""
     return unit if "/" in unit else f"{figure.replace('_', ' ')}, {unit}"
@@ -80,7 +87,7 @@ def _words(figure: str, unit: str) -> str:
 
 def _frame(part: Mapping[str, Any], what: str, height_in: float) -> tuple[Any, Any]:
     """Make an axis below the question and what is drawn of its answer, and above room for the caption."""
-    question, shown = textwrap.fill(part["question"], 54), textwrap.fill(what, 64)
+    question, shown = textwrap.fill(part["question"], 50), textwrap.fill(what, 64)
     above_in = 0.3 + 0.3 * (question.count("\n") + 1) + 0.3 * (shown.count("\n") + 1)
     below_in, total_in = 1.35, above_in + height_in + 1.35
     figure, axes = plt.subplots(figsize=(WIDTH_IN, total_in))
