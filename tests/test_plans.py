@@ -120,7 +120,7 @@ async def claiming(db: asyncpg.Connection, topic: str, above: int = 0) -> Touche
 async def test_a_claim_reads_as_much_beside_a_large_backlog_as_beside_a_small_one(
     db: asyncpg.Connection, topic: str
 ) -> None:
-    await add_backlog(db, topic, events=500, keys=500)
+    await add_backlog(db, topic, events=2_000, keys=2_000)
     small = await claiming(db, topic)
     await add_backlog(db, topic, events=20_000, keys=20_000)
     large = await claiming(db, topic)
@@ -152,7 +152,7 @@ async def test_a_claim_does_not_read_the_older_backlog_of_another_topic(db: asyn
     await make_topic(db, "busy")
     await db.execute("select outbox.pause_topic('busy', 'test')")
     await add_backlog(db, "busy", events=20_000, keys=20_000)
-    await add_backlog(db, topic, events=500, keys=500)
+    await add_backlog(db, topic, events=2_000, keys=2_000)
     assert (await claiming(db, topic)).read_of(*EVENTS) <= 5 * BATCH_KEYS
 
 
