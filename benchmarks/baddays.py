@@ -181,7 +181,7 @@ async def _turn(common: Contest, system: System, day: str, pupil: str) -> Outcom
     restarts = (SECONDS / 2, RESTART_AFTER_S) if day == "restarted" else (None, None)
     async with (
         _pinned(common, system) if day == "pinned" else nullcontext(),
-        _beside(_keep_working(system, common.dsn)),
+        _kept_working(system, common.dsn),
         _beside(bystander.look_on()),
     ):
         await _warm_up(common, system)
@@ -218,12 +218,24 @@ async def _restart(server: EmbeddedPostgres, after_s: float) -> None:
     await asyncio.to_thread(server.start)
 
 
-async def _keep_working(system: System, dsn: str) -> None:
-    """Run the workers, and again whenever one has ended, as systemd does."""
-    while True:
+@asynccontextmanager
+async def _kept_working(system: System, dsn: str) -> AsyncIterator[None]:
+    """Run the workers while the block runs, and again whenever one has ended, as systemd does."""
+    over = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_keep_working(system, dsn, over))
+        try:
+            yield
+        finally:
+            over.set()
+
+
+async def _keep_working(system: System, dsn: str, over: asyncio.Event) -> None:
+    """Stop them in order when it is over: those who start processes of their own would leave them behind."""
+    while not over.is_set():
         try:
             async with system.working(dsn) as workers:
-                ends = [asyncio.ensure_future(worker.process.wait()) for worker in workers]
+                ends = [asyncio.ensure_future(each) for each in (over.wait(), *(w.process.wait() for w in workers))]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except* DaemonFailed:
             await asyncio.sleep(REVIVE_S)
