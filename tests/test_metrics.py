@@ -38,6 +38,7 @@ from daemon import __version__, endpoint, measurement, telemetry
 from daemon.address import parse_address
 from daemon.endpoint import Endpoint
 from daemon.errors import ConfigurationError
+from daemon.extras import need_extra
 from daemon.measurement import measure
 from daemon.metrics import Metrics
 from daemon.settings import Settings, load
@@ -92,7 +93,7 @@ def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     [
         ({"metrics_listen": "9432"}, "prometheus_client", "metrics"),
         ({"otel_enabled": True}, "opentelemetry.sdk.trace", "otel"),
-        ({"otel_enabled": True}, "opentelemetry.exporter", "otel"),
+        ({"otel_enabled": True}, "opentelemetry.exporter.otlp.proto.http", "otel"),
     ],
 )
 def test_a_setting_without_its_libraries_is_refused_and_names_the_extra(
@@ -101,6 +102,12 @@ def test_a_setting_without_its_libraries_is_refused_and_names_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigurationError, match=rf"pip install 'recalcd\[{extra}\]'"):
         load(**setting)
+
+
+def test_a_library_may_be_missing_with_the_package_it_belongs_to() -> None:
+    need_extra("known", "email.mime.text")
+    with pytest.raises(ValueError, match="no_such"):
+        need_extra("no_such", "no_such_package.part.of_it")
 
 
 def test_off_by_default_and_then_no_library_is_even_imported() -> None:
