@@ -118,6 +118,18 @@ def test_promtool_finds_the_rules_sound(action: str, file: str) -> None:
     assert exit_code == 0, said
 
 
+@pytest.mark.own_server
+def test_promtool_understands_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    need_promtool()
+    filled = [each.replace("$__rate_interval", "5m").replace("$job", ".*").replace("$topic", ".*") for each in exprs()]
+    rules = [{"record": f"query:{number}", "expr": expr} for number, expr in enumerate(filled)]
+    file = tmp_path / "queries.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # JSON is YAML
+    exit_code, said = promtool("check", "rules", str(file))
+    assert exit_code == 0, said
+    assert f"{len(rules)} rules found" in said
+
+
 def option_names(command: click.Command) -> set[str]:
     return {option for each in command.params for option in each.opts}
 
