@@ -1,7 +1,10 @@
 """Scraping a daemon as Prometheus does."""
 
 import asyncio
+import contextlib
+import socket
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prometheus_client.metrics_core import Metric
@@ -44,3 +47,10 @@ async def scrape(port: int, host: str = "127.0.0.1") -> Scrape:
             return str(answer.read(), "utf-8")
 
     return parse(await asyncio.to_thread(get))
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    """Hold a port while the block runs."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
