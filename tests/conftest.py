@@ -27,6 +27,7 @@ from daemon.embedded import program
 from daemon.settings import Settings, load
 
 DEFAULT_IMAGE = "postgres:18"
+OUTSIDE = ("RECALCD_", "TELEM_", "OTEL_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
 
 _server_key = pytest.StashKey[TestServer]()
 _cleanup_key = pytest.StashKey[ExitStack]()
@@ -77,7 +78,9 @@ def _server(config: pytest.Config) -> TestServer:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the settings of whoever runs the tests."""
     for name in os.environ:
-        if name.startswith(("RECALCD_", "TELEM_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")):
+        if name.startswith(
+            ("RECALCD_", "TELEM_", "OTEL_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
+        ):
             monkeypatch.delenv(name)
 
 
