@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -18,12 +19,17 @@ from daemon.errors import FORBIDDEN, Blame, ConfigurationError, DatabaseRefuses,
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
+from daemon.monitoring import Monitoring
 from daemon.pulse import Pulse, feed_watchdog
+from daemon.redaction import error_facts
 from daemon.session import brief_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared, Worker
+
+if TYPE_CHECKING:
+    from daemon.metrics import Metrics
 
 COUNT_DEAD = statement("count_dead")
 PARTING_S = 10.0
@@ -49,7 +55,7 @@ class Ending(Enum):
 class Crew:
     """The tasks that one reading of the settings starts."""
 
-    def __init__(self, settings: Settings, daemon_id: UUID) -> None:
+    def __init__(self, settings: Settings, daemon_id: UUID, metrics: "Metrics | None" = None) -> None:
         """Prepare; nothing runs yet."""
         self._shared = Shared(
             settings=settings,
@@ -58,9 +64,12 @@ class Crew:
             activity=Activity(settings.linger_s),
             hints=Hints(settings.batch_target_s),
             housekeeping=asyncio.Event(),
+            metrics=metrics,
         )
         shared = self._shared
         self._doorbell = Doorbell(settings, daemon_id, shared.alarm, shared.activity, shared.hints)
+        if metrics:
+            metrics.listener_state = self._doorbell.state
         self._housekeeper = Housekeeper(shared, self._state)
         self.drain = Drain(settings, shared.hints)
         self._workers = [Worker(shared) for _ in range(settings.workers)]
@@ -147,6 +156,7 @@ class Runner:
     def __init__(self, load: Callable[[], Settings], *, drain: bool = False) -> None:
         """Take what reads the settings, now and at every SIGHUP."""
         self._load = load
+        self._monitoring = Monitoring()
         self._drain = drain
         self._daemon_id = uuid4()
         self._crew: Crew | None = None
@@ -158,7 +168,7 @@ class Runner:
     async def run(self) -> int:
         """Return the exit code: 0, or 1 when a drain leaves something. Raises RecalcdError for every other ending."""
         settings = self._load()
-        telemetry.configure(settings)
+        self._monitoring.configure(settings)
         signals.catch(stop=self.stop, reload=self.reload)
         log.info(telemetry.DAEMON_STARTED, daemon_id=self._daemon_id, version=__version__, workers=settings.workers)
         async with self._watchdog():
@@ -169,7 +179,7 @@ class Runner:
 
     async def _on_duty(self, settings: Settings) -> Ending:
         """Wait for the database, however long that takes, then work until told otherwise."""
-        self._crew = Crew(settings, self._daemon_id)
+        self._crew = Crew(settings, self._daemon_id, self._monitoring.metrics)
         self._starting = asyncio.create_task(self._patiently(settings, self._crew.prepare))
         try:
             await self._starting
@@ -204,7 +214,7 @@ class Runner:
         except ConfigurationError as error:
             log.error(telemetry.SETTINGS_REFUSED, error=str(error))
         else:
-            telemetry.configure(settings)
+            self._monitoring.configure(settings)
             log.info(telemetry.SETTINGS_RELOADED, workers=settings.workers)
         return settings
 
@@ -239,14 +249,14 @@ class Runner:
 
     def _tell_of_waiting(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, error=str(error))
+        facts = telemetry.error_keys(error) if error else {}
+        log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, **facts)
         wait_s = state.next_action.sleep if state.next_action else 0.0
         if self._has_served:
             systemd.ready()  # the settings are read again: whoever asked for that need not wait for the database
         else:
             systemd.extend_timeout(wait_s + PATIENCE_S)  # waiting for a database is no failed start
-        if error is not None:
-            systemd.status(f"waiting for the database: {telemetry.error_keys(error)['error']}")
+        systemd.status(f"waiting for the database: {facts.get('error')}")
 
     async def _what_is_left(self, settings: Settings) -> int:
         """Return the exit code of a drain."""
@@ -275,5 +285,7 @@ def _reason(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, _SCHEMA_GONE):
-        return SchemaMismatch(f"The schema changed beneath the daemon: {error}. See `recalcd migrate status`.")
+        return SchemaMismatch(
+            f"The schema changed beneath the daemon: {error_facts(error).message}. See `recalcd migrate status`."
+        )
     return error

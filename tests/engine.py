@@ -12,6 +12,7 @@ import pytest
 from waiting import eventually
 
 from daemon.batch import Batch, Recalculation
+from daemon.metrics import Metrics
 from daemon.runner import Crew, Ending
 from daemon.settings import Settings
 from daemon.sql import SQL_ROOT
@@ -216,9 +217,9 @@ def impatient(settings: Settings, **update: Any) -> Settings:
 
 
 @asynccontextmanager
-async def on_duty(settings: Settings, *, drain: bool = False) -> AsyncIterator[Crew]:
+async def on_duty(settings: Settings, *, drain: bool = False, metrics: Metrics | None = None) -> AsyncIterator[Crew]:
     """Run a daemon in this process while the block runs. What ends it early, ends the block."""
-    crew = Crew(settings, uuid4())
+    crew = Crew(settings, uuid4(), metrics)
     await crew.prepare()
     serving = asyncio.create_task(crew.serve(drain=drain, hurry=asyncio.Event()))
     try:
