@@ -5,7 +5,7 @@ own, together with its entry in the books.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,17 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from daemon.errors import SchemaMismatch, UsageError
 from daemon.migration_files import SET_NAMES, MigrationSet, RoutineFile, load_sets
 from daemon.migration_state import Books, RoutineRow, compare, read_books, refuse_foreign
-from daemon.migration_steps import LOCK, Step, apply_step, refuse_owed, routines_step, take_back_step, transaction
+from daemon.migration_steps import (
+    LOCK,
+    Step,
+    apply_step,
+    grants_step,
+    lacks_grants,
+    refuse_owed,
+    routines_step,
+    take_back_step,
+    transaction,
+)
 from daemon.sql import SQL_ROOT
 
 ENGINE = SET_NAMES[0]
@@ -56,7 +66,11 @@ async def up(
     _check_target(shipped, set_names, to)
     async with _lock(connection, audience, needed=not dry_run):
         books = await read_books(connection)
-        return await _carry_out(connection, list(_plan_up(shipped, books, set_names, to)), audience, dry_run=dry_run)
+        steps = list(_plan_up(shipped, books, set_names, to))
+        if not steps:
+            steps = [grants_step(name) for name in set_names if await lacks_grants(connection, name)]
+        with _warnings_told(connection, audience):
+            return await _carry_out(connection, steps, audience, dry_run=dry_run)
 
 
 async def down(
@@ -109,6 +123,21 @@ async def _lock(connection: asyncpg.Connection, audience: Audience, *, needed: b
     finally:
         if not connection.is_closed():
             await connection.execute("select pg_advisory_unlock($1, $2)", *LOCK)
+
+
+@contextmanager
+def _warnings_told(connection: asyncpg.Connection, audience: Audience) -> Iterator[None]:
+    """Tell what the server warns of: the files speak to whoever runs psql, and to us."""
+
+    def tell(_: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.severity_en == "WARNING":
+            audience.warn(f"{message.message}. {message.hint or ''}".rstrip())
+
+    connection.add_log_listener(tell)
+    try:
+        yield
+    finally:
+        connection.remove_log_listener(tell)
 
 
 async def _carry_out(

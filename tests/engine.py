@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
+from servers import as_daemon
 from waiting import eventually
 
 from daemon.batch import Batch, Recalculation
@@ -82,6 +84,11 @@ begin
 end $$;
 
 select outbox.set_topic('ledger.account', 'ledger.recalculate');
+
+-- What docs/security.md tells the owner of a table to grant.
+grant usage on schema ledger to recalcd_daemon;
+grant select, insert, update, delete on all tables in schema ledger to recalcd_daemon;
+grant usage on all sequences in schema ledger to recalcd_daemon;
 """
 
 
@@ -216,8 +223,14 @@ def impatient(settings: Settings, **update: Any) -> Settings:
 
 
 @asynccontextmanager
-async def on_duty(settings: Settings, *, drain: bool = False) -> AsyncIterator[Crew]:
-    """Run a daemon in this process while the block runs. What ends it early, ends the block."""
+async def on_duty(settings: Settings, *, drain: bool = False, as_given: bool = False) -> AsyncIterator[Crew]:
+    """Run a daemon in this process while the block runs. What ends it early, ends the block.
+
+    It logs in as one that is only a recalcd_daemon; as_given, as the settings say.
+    """
+    if not as_given:
+        dsn = SecretStr(as_daemon(settings.database_url.get_secret_value()))
+        settings = settings.model_copy(update={"database_url": dsn})
     crew = Crew(settings, uuid4())
     await crew.prepare()
     serving = asyncio.create_task(crew.serve(drain=drain, hurry=asyncio.Event()))

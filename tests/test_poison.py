@@ -34,6 +34,7 @@ from engine import (
     pending,
     until_empty,
 )
+from servers import add_daemon_login
 from typed import recalcd_on
 from waiting import eventually, wait_until_blocked
 
@@ -371,6 +372,7 @@ async def mortal_server() -> AsyncIterator[tuple[EmbeddedPostgres, asyncpg.Conne
         db = await asyncpg.connect(server.dsn())
         try:
             await migrations.up(db)
+            await add_daemon_login(db)
             await make_ledger(db)
             yield server, db
         finally:

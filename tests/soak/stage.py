@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import asyncpg
 from engine import make_ledger
 from proxy import Proxy, proxy_to
+from servers import add_daemon_login
 
 from daemon import migrations, sample_school
 from daemon.embedded import EmbeddedPostgres, embedded_postgres
@@ -127,6 +128,7 @@ async def stage(seed: int) -> AsyncIterator[Stage]:
 async def _furnish(dsn: str) -> None:
     db = await asyncpg.connect(dsn)
     await migrations.up(db)
+    await add_daemon_login(db)
     await sample_school.load(db, students=PUPILS, groups=4, timeframes=3, units=6, feedback=FEEDBACK)
     await make_ledger(db)
     await db.execute(_FRAGILE_SQL)
