@@ -242,7 +242,8 @@ async def test_an_outbox_that_may_not_be_written_any_more_is_waited_for(
         (told, *_) = await started.until_told(telemetry.BATCH_RETRIED)
         assert (told["sqlstate"], told["error"]) == ("42501", "permission denied for table event")
         await writer.writes_on()
-        async with daemon(plain_dsn, log.with_name("second.log"), as_given=True) as second:  # as after a restart meanwhile
+        again = log.with_name("second.log")  # as after a restart meanwhile
+        async with daemon(plain_dsn, again, as_given=True) as second:
             await second.until_told(telemetry.BATCH_RETRIED)
             await ledger.execute(f"grant delete on outbox.event to {role}")
             await writer.writes_on()
