@@ -21,6 +21,7 @@ from benchmarks import (
     machine,
     memory,
     neighbour,
+    row_security,
     saturation,
     wake,
     writers,
@@ -39,6 +40,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "horizon": horizon.measure,
     "neighbour": neighbour.measure,
     "wake": wake.measure,
+    "row_security": row_security.measure,
 }
 BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "saturation": saturation.measure,
@@ -72,7 +74,9 @@ BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all measurements here."
 )
 def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_file: Path | None) -> None:
-    """Measure recalcd. Parts: backlog, burst, floor, latency, memory, horizon, neighbour, wake; all without a name.
+    """Measure recalcd. Parts: backlog, burst, floor, latency, memory, horizon, neighbour, wake, row_security.
+
+    Without a name: all of them.
 
     Beside its rivals: saturation, freshness, writers.
 

@@ -76,8 +76,8 @@ async def _remedy(connection: asyncpg.Connection, role: str) -> str:
         return f"grant recalcd_daemon to {role}; recalcd_operator, if it is a person's."
     return (
         "Let an administrator create role recalcd_daemon, run `recalcd migrate up`, and grant recalcd_daemon to "
-        f"{role}; or: grant usage on schema outbox to {role}; grant select, insert, update, delete on all tables in schema"
-        f" outbox to {role}; grant execute on all routines in schema outbox to {role};"
+        f"{role}; or: grant usage on schema outbox to {role}; grant select, insert, update, delete on all tables in "
+        f"schema outbox to {role}; grant execute on all routines in schema outbox to {role};"
     )
 
 

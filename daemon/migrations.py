@@ -66,11 +66,11 @@ async def up(
     _check_target(shipped, set_names, to)
     async with _lock(connection, audience, needed=not dry_run):
         books = await read_books(connection)
-        steps = list(_plan_up(shipped, books, set_names, to))
-        if not steps:
-            steps = [grants_step(name) for name in set_names if await lacks_grants(connection, name)]
+        steps = list(_plan_up(shipped, books, set_names, to)) or await _plan_grants(connection, set_names)
         with _warnings_told(connection, audience):
-            return await _carry_out(connection, steps, audience, dry_run=dry_run)
+            count = await _carry_out(connection, steps, audience, dry_run=dry_run)
+            late = [] if dry_run else await _plan_grants(connection, set_names)  # of routines that nothing was due for
+            return count + (await _carry_out(connection, late, audience, dry_run=False) if late else 0)
 
 
 async def down(
@@ -192,6 +192,10 @@ def _plan_routines(shipped: MigrationSet, books: Books) -> Iterator[Step]:
     due = [(routine, row) for routine in shipped.routines if _is_due(routine, row := held.get(routine.file_name))]
     if gone or due:
         yield routines_step(shipped.name, gone, due)
+
+
+async def _plan_grants(connection: asyncpg.Connection, set_names: Sequence[str]) -> list[Step]:
+    return [grants_step(name) for name in set_names if await lacks_grants(connection, name)]
 
 
 def _is_due(routine: RoutineFile, row: RoutineRow | None) -> bool:

@@ -34,4 +34,4 @@ with role as (
     from role as r
     where r.outbox is not null
 )
-select n.name, n.privilege as missing from needed as n where not n.is_held order by 1, 2
+select n.name, n.privilege as missing from needed as n where not n.is_held order by n.name <> 'schema outbox', 1, 2

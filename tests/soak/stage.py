@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
-from engine import make_ledger
+from engine import DAEMON_MAY, make_ledger
 from proxy import Proxy, proxy_to
 from servers import add_daemon_login
 
@@ -44,6 +44,7 @@ FRAGILE_KEYS = [f"fragile {number:02}" for number in range(20)]
 
 _FRAGILE_SQL = f"""
 create schema fragile;
+{DAEMON_MAY.format("fragile")}
 create table fragile.source (key text primary key, value bigint not null);
 create table fragile.cache (key text primary key, value bigint not null);
 create table fragile.poison (key text primary key, kind text not null);

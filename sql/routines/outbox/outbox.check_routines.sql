@@ -32,18 +32,20 @@ begin
         raise exception 'no routine % can recalculate keys', quote_literal(p_recalculate)
             using errcode = 'RC004', hint = format(
                 'Name it schema.name, with the signature: procedure %s(in p_keys text[], inout p_changed_keys text[]), '
-                'or: function %1$s(p_keys text[]) returns text[], volatile.', p_recalculate);
+                'or: function %1$s(p_keys text[]) returns text[], volatile. Its owner must own the schema, too, or be an operator.',
+                p_recalculate);
     end if;
     if p_list_keys is not null and not v_lists then
         raise exception 'no function % can list keys', quote_literal(p_list_keys)
             using errcode = 'RC004', hint = format(
-                'Name it schema.name, with the signature: function %s(p_after text, p_limit integer) returns setof text.',
-                p_list_keys);
+                'Name it schema.name, with the signature: function %s(p_after text, p_limit integer) returns setof text. '
+                'Its owner must own the schema, too, or be an operator.', p_list_keys);
     end if;
     if p_describe is not null and not v_describes then
         raise exception 'no function % can describe a key', quote_literal(p_describe)
             using errcode = 'RC004', hint = format(
-                'Name it schema.name, with the signature: function %s(p_key text) returns jsonb.', p_describe);
+                'Name it schema.name, with the signature: function %s(p_key text) returns jsonb. '
+                'Its owner must own the schema, too, or be an operator.', p_describe);
     end if;
 end $$;
 comment on function outbox.check_routines is 'Refuse the names of routines that a topic could not use.';

@@ -1,6 +1,7 @@
 -- What is to be granted and revoked, so that the roles may do what is declared, and neither they nor PUBLIC anything else.
 --   Takes    p_declared: schema.name of a function like outbox.privileges, which declares all of its schemas.
 --   Returns  the statements, those that revoke first. Roles that do not exist are left out; so are grants to anybody else.
+--            An object that does not exist is left out too: part of a set may have been taken back.
 create or replace function outbox.privilege_changes(p_declared text) returns setof text
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -17,7 +18,12 @@ begin
                    d.kind || ' ' || coalesce(p.oid::regprocedure::text, d.object) as object
             from declared as d
             left join pg_proc as p on d.kind = 'routine' and d.object = p.pronamespace::regnamespace || '.' || p.proname
-            where d.role = 'public' or to_regrole('recalcd_' || d.role) is not null
+            where (d.role = 'public' or to_regrole('recalcd_' || d.role) is not null)
+              and case d.kind
+                      when 'schema' then to_regnamespace(d.object)::oid
+                      when 'table' then to_regclass(d.object)::oid
+                      else p.oid
+                  end is not null
         ), acl as (
             select 'schema ' || n.oid::regnamespace as object, null as column_name, n.nspacl as acl, n.oid as schema
             from pg_namespace as n
