@@ -306,9 +306,10 @@ async def test_daemons_of_different_roles_see_that_the_other_one_lives(
 async def test_a_schema_migrated_down_and_up_beneath_a_daemon_ends_it_and_loses_nothing(
     ledger: asyncpg.Connection, connect: Connect, dsn: str, log: Path, to: int
 ) -> None:
+    """Daemons of the owner: a recalcd_daemon loses its privileges with the schema, and waits for them, as above."""
     admin = await connect("migration")
     await migrations.down(admin, set_names=["reports"])
-    async with daemon(dsn, log) as started:
+    async with daemon(dsn, log, as_given=True) as started:
         async with Writer(dsn, ACCOUNTS).at_work():
             await started.until_told(telemetry.BATCH_COMMITTED)
         await until_empty(ledger)  # or going down is refused
@@ -321,7 +322,7 @@ async def test_a_schema_migrated_down_and_up_beneath_a_daemon_ends_it_and_loses_
             )
         assert await started.exit_code() == 4
         assert "The schema changed beneath the daemon" in started.text()
-    async with daemon(dsn, log.with_name("again.log")) as again:  # as systemd would
+    async with daemon(dsn, log.with_name("again.log"), as_given=True) as again:  # as systemd would
         assert await again.exit_code() == 4
         assert "Run `recalcd migrate up`." in again.text()
     await migrations.up(admin)

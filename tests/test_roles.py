@@ -86,10 +86,10 @@ async def test_privileges_changed_by_hand_are_set_right_by_migrate_up(db: asyncp
 
 
 async def test_a_routine_is_never_everybodys_not_even_for_a_moment(db: asyncpg.Connection) -> None:
-    await db.execute(
-        "drop function outbox.traceparent; delete from outbox.routine where file_name like '%.traceparent.sql'"
-    )
-    await migrations.up(db)
+    told: list[str] = []
+    await db.execute("drop function outbox.traceparent")
+    await migrations.up(db, audience=Audience(tell=told.append))
+    assert told == ["applied outbox outbox.traceparent.sql"], "grants came in a step of their own, after the routine"
     assert not await db.fetchval("select has_function_privilege('public', 'outbox.traceparent()', 'execute')")
 
 
@@ -193,7 +193,9 @@ async def test_a_daemon_sees_no_pupil_and_writes_no_topic(dsn: str) -> None:
         await close(daemon)
 
 
-async def test_an_operators_commands_run_with_no_more_than_the_role(db: asyncpg.Connection, login: Login) -> None:
+async def test_an_operators_commands_run_with_no_more_than_the_role(
+    db: asyncpg.Connection, login: Login, dsn: str
+) -> None:
     await make_ledger(db)
     await db.execute("""
         grant usage on schema ledger to recalcd_operator;
@@ -318,8 +320,11 @@ async def test_an_operators_commands_run_with_no_more_than_the_role(db: asyncpg.
     drain = [sys.executable, "-m", "cli", "run", "--drain"]  # in a process of its own: it takes the signals
     environment = os.environ | {"RECALCD_DATABASE_URL": operator}
     await asyncio.to_thread(subprocess.run, drain, env=environment, check=True, timeout=60)
-    result = await recalcd_on(operator)("doctor", "--json")
-    assert "lacks" not in result.stdout
+    for login_dsn in (operator, as_daemon(dsn)):
+        result = await recalcd_on(login_dsn)("doctor")
+        assert [said for said in ("lacks", "permission denied", "superuser") if said in result.stdout] == [], (
+            result.stdout
+        )
 
 
 # How they come to be

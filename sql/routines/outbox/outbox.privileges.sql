@@ -8,7 +8,8 @@ language sql immutable set search_path = pg_catalog, pg_temp
 as $$
     values
         ('writer daemon operator reader', 'usage', 'schema', 'outbox'),
-        ('writer operator', 'execute', 'routine', 'outbox.enqueue outbox.ring'),
+        -- The daemon, too: a topic's procedure may enqueue for a topic that is derived from its own.
+        ('writer daemon operator', 'execute', 'routine', 'outbox.enqueue outbox.ring'),
         ('writer operator reader', 'execute', 'routine', 'outbox.is_fresh outbox.wait_fresh'),
 
         ('daemon operator', 'select', 'table', 'outbox.migration outbox.routine outbox.topic'),
