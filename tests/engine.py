@@ -233,6 +233,7 @@ async def on_duty(settings: Settings, *, drain: bool = False, as_given: bool = F
     It logs in as one that is only a recalcd_daemon; as_given, as the settings say.
     """
     if not as_given:
+        assert settings.database_url is not None
         dsn = SecretStr(as_daemon(settings.database_url.get_secret_value()))
         settings = settings.model_copy(update={"database_url": dsn})
     crew = Crew(settings, uuid4())

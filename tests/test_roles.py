@@ -376,7 +376,8 @@ async def test_who_may_not_create_roles_is_told_and_the_grants_follow_the_roles(
     await admin.execute("create role roles_owner login")
     await admin.execute("create database roles_managed owner roles_owner")
     dsn = fresh.dsn("roles_managed").replace("postgres@", "roles_owner@")
-    owner, warned = await asyncpg.connect(dsn), []
+    owner = await asyncpg.connect(dsn)
+    warned: list[str] = []
     try:
         if by == "dump":
             owner.add_log_listener(lambda _, message: warned.append(message.message))
@@ -396,6 +397,23 @@ async def test_who_may_not_create_roles_is_told_and_the_grants_follow_the_roles(
         assert await owner.fetchval("select has_function_privilege('recalcd_daemon', 'outbox.look(text[])', 'execute')")
         await owner.execute("call reports.enable_row_security()")  # without the operators' policy
         await migrations.down(owner)
+    finally:
+        await close(owner)
+
+
+@pytest.mark.own_server
+async def test_a_login_that_may_create_roles_and_is_no_superuser_makes_them(
+    admin: asyncpg.Connection, fresh: EmbeddedPostgres
+) -> None:
+    await admin.execute("create role roles_owner login createrole")
+    await admin.execute("create database roles_managed owner roles_owner")
+    owner = await asyncpg.connect(fresh.dsn("roles_managed").replace("postgres@", "roles_owner@"))
+    warned: list[str] = []
+    try:
+        await migrations.up(owner, audience=Audience(warn=warned.append))
+        assert warned == []
+        assert await owner.fetchval("select count(*) from pg_roles where rolname = any ($1)", ROLES) == len(ROLES)
+        assert await privileges(owner) == TABLE.read_text("utf-8")
     finally:
         await close(owner)
 
