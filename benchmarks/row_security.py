@@ -18,11 +18,12 @@ READS = 200
 """One after another in a turn of a side."""
 TURNS = 20
 """A round."""
-TARGET_RATIO = 1.10
 
 READ = "select average, subjects, calculated_at, is_fresh from reports.student_report($1)"
 ROLE = "bench_row_security"
 PUPIL, TEACHER = "a pupil", "a teacher of two groups"
+TARGET_RATIOS = {PUPIL: 1.5, TEACHER: 2.0}
+"""Of a read that takes a tenth of a millisecond in all: far above what was measured, below a claim read for every row."""
 
 
 async def measure(bench: Bench) -> Part:
@@ -47,9 +48,9 @@ async def measure(bench: Bench) -> Part:
                 f"{who}: with / without",
                 series[_side(who, is_on=True)].over(series[_side(who, is_on=False)]),
                 "<=",
-                TARGET_RATIO,
+                ratio,
             )
-            for who in (PUPIL, TEACHER)
+            for who, ratio in TARGET_RATIOS.items()
         ],
     )
 
