@@ -15,10 +15,10 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 SOUND := $(shell grep -qxF '$(CURDIR)' $(STAMP) 2>/dev/null && $(BIN)/python -c '' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crashpoints interleavings bench soak docs lint format clean again
+.PHONY: help setup demo test crashpoints interleavings bench bench-smoke soak docs lint format clean again
 
 help:  ## show this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 setup: $(STAMP)  ## make .venv, or mend it
 	@:
@@ -37,6 +37,9 @@ interleavings: $(STAMP)  ## try INTERLEAVINGS (1000) new histories of writers, w
 
 bench: $(STAMP)  ## measure speed and memory against their targets
 	@exec $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-smoke: $(STAMP)  ## hold the hot statements to plans and counts; a part of make test
+	@exec $(BIN)/python -m pytest -q tests/test_plans.py $(PYTEST_ARGS)
 
 soak: $(STAMP)  ## 10 minutes (SOAK_S) of faults beside 3 daemons and 8 writers, never out of sight of a verifier
 	@exec env PYTHONPATH=tests:. $(BIN)/python -m soak $(SOAK_ARGS)

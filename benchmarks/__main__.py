@@ -12,15 +12,19 @@ import click
 from rich.console import Console
 
 from benchmarks import (
-    backlog,
+    baddays,
     burst,
+    engine,
     floor,
     freshness,
+    growth,
     horizon,
     latency,
     machine,
     memory,
     neighbour,
+    plot,
+    reads,
     row_security,
     saturation,
     wake,
@@ -32,13 +36,14 @@ from benchmarks.show import show
 from daemon.embedded import INSTALLATIONS, embedded_postgres
 
 PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
-    "backlog": backlog.measure,
     "burst": burst.measure,
+    "engine": engine.measure,
     "floor": floor.measure,
     "latency": latency.measure,
     "memory": memory.measure,
     "horizon": horizon.measure,
     "neighbour": neighbour.measure,
+    "reads": reads.measure,
     "wake": wake.measure,
     "row_security": row_security.measure,
 }
@@ -46,12 +51,17 @@ BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "saturation": saturation.measure,
     "freshness": freshness.measure,
     "writers": writers.measure,
+    "baddays": baddays.measure,
 }
 """These take an hour or more; the queues among the rivals take part when benchmarks/rivals/install has run."""
 
+AT_LENGTH = BESIDE_RIVALS | growth.AXES
+GROWTH = "growth"
+"""All axes, one after the other."""
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", metavar="[PART]...", nargs=-1, type=click.Choice([*PARTS, *BESIDE_RIVALS]))
+@click.argument("names", metavar="[PART]...", nargs=-1, type=click.Choice([*PARTS, *AT_LENGTH, GROWTH]))
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each side has its turn."
 )
@@ -71,32 +81,74 @@ BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     help="Version of the embedded PostgreSQL.",
 )
 @click.option(
+    "--commit-delay",
+    "commit_delay_us",
+    type=click.IntRange(0, 100_000),
+    default=0,
+    show_default=True,
+    help="Microseconds that every commit waits: 1000 is what cloud disks take. (writers measures both by itself.)",
+)
+@click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all measurements here."
 )
-def main(names: tuple[str, ...], rounds: int, scale: float, version: str, json_file: Path | None) -> None:
-    """Measure recalcd. Parts: backlog, burst, floor, latency, memory, horizon, neighbour, wake, row_security.
+@click.option(
+    "--plots",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also keep PART.json here, and draw it; needs the extra bench.",
+)
+def main(
+    *,
+    names: tuple[str, ...],
+    rounds: int,
+    scale: float,
+    version: str,
+    commit_delay_us: int,
+    json_file: Path | None,
+    folder: Path | None,
+) -> None:
+    """Measure recalcd.
 
-    Without a name: all of them.
+    Without a name: burst, engine, floor, latency, memory, horizon, neighbour, reads, row_security, wake.
 
-    Beside its rivals: saturation, freshness, writers.
+    Beside its rivals: saturation, freshness, writers, baddays.
+
+    What grows: growth-pupils, growth-pending, growth-feedback, growth-daemons, growth-topics; growth for all five.
+
+    `python -m benchmarks plot FILE...` draws what --plots kept before.
 
     Exit: 0 every target was met, 1 one was missed.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves by the way of Ctrl-C, and no server behind
-    with embedded_postgres(version=int(version), settings=SERVER_SETTINGS) as server:
-        report = asyncio.run(_run(Bench(server, rounds, scale), names or tuple(PARTS)))
+    if folder:
+        plot.require_matplotlib()  # now, and not after hours
+    settings = SERVER_SETTINGS | {
+        "commit_delay": str(commit_delay_us),
+        "commit_siblings": "0" if commit_delay_us else "5",
+    }
+    with embedded_postgres(version=int(version), settings=settings) as server:
+        report = asyncio.run(_run(Bench(server, rounds, scale), _parts(names)))
     show(report, Console())
     if json_file:
         json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", "utf-8")
+    if folder:
+        plot.keep(report.as_dict(), folder)
     sys.exit(0 if all(verdict.is_met for part in report.parts for verdict in part.verdicts) else 1)
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    """Return the parts that are meant, all short ones when none is named."""
+    return [part for name in names or PARTS for part in (growth.AXES if name == GROWTH else (name,))]
 
 
 async def _run(bench: Bench, names: Sequence[str]) -> Report:
     async with bench.connection("postgres") as connection:
         facts = await machine.facts(connection)
-    parts = [await (PARTS | BESIDE_RIVALS)[name](bench) for name in names]
+    parts = [await (PARTS | AT_LENGTH)[name](bench) for name in names]
     return Report(facts, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), parts)
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["plot"]:  # a part may be named that often, a command only once
+        plot.main(sys.argv[2:], prog_name="python -m benchmarks plot")
     main()

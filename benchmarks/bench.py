@@ -141,12 +141,15 @@ async def add_each(connection: asyncpg.Connection, topic: str, keys: int) -> Non
     )
 
 
-async def load_school(connection: asyncpg.Connection, students: int) -> None:
-    """Load a school of the sample's proportions, 40 pieces of feedback a pupil, and hydrate its reports."""
+async def load_school(connection: asyncpg.Connection, students: int, each: int = 40) -> None:
+    """Load a school of the sample's proportions, with so many pieces of feedback a pupil, and hydrate its reports."""
     groups = max(1, students // 33)
+    # Its rows refer to each other rightly: checking every foreign key would take most of a large school's time.
+    await connection.execute("set session_replication_role = replica")
     await sample_school.load(
-        connection, students=students, groups=groups, timeframes=3, units=40, feedback=40 * students
+        connection, students=students, groups=groups, timeframes=3, units=40, feedback=each * students
     )
+    await connection.execute("reset session_replication_role")
     await connection.execute("call reports.backfill_student_rollups()")
     await settle_down(connection, *SCHOOL_TABLES)
 

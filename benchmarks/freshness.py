@@ -15,12 +15,12 @@ from benchmarks.rivals.system import RECALCD, System
 
 STUDENTS = 10_000
 WRITES_PER_S = (50, 200, 1_000, 2_000)
-SECONDS = 5.0
-"""Of writing, a turn; at the highest rate it writes to each pupil once."""
+SECONDS = 4.0
+"""Of writing, a turn; at the highest rate that is 8,000 pupils, each once."""
 CLIENTS = 16
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 """After the last write; a report that is stale even then counts as true at that moment."""
-IDLE_WRITES = 5
+IDLE_WRITES = 4
 """A turn."""
 IDLE_S = 1.2
 """Between two of them: until every worker sleeps."""
@@ -65,7 +65,8 @@ class Outcome:
 
 async def measure(bench: Bench) -> Part:
     """Write at each rate while each contestant works, in turns; then one write at a time."""
-    systems = [RECALCD, *available(QUEUES), plain.IN_THE_TRANSACTION, plain.MATERIALIZED_VIEW, plain.RECOMPUTE_ALL]
+    queues = [queue for queue in available(QUEUES) if not queue.dedupes]  # each pupil is written once
+    systems = [RECALCD, *queues, plain.IN_THE_TRANSACTION, plain.MATERIALIZED_VIEW, plain.RECOMPUTE_ALL]
     students = bench.scaled(STUDENTS, least=100)
     async with contest(bench, systems, students) as ground:
         turns: dict[str, Callable[[], Awaitable[Outcome]]] = {}

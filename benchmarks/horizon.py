@@ -98,6 +98,14 @@ async def _write_ms(connection: asyncpg.Connection) -> float:
     await asleep(connection)
     key = await connection.fetchval("select gen_random_uuid()::text")
     xid = await connection.fetchval(COMMITTED, key)
-    while (fresh_ms := await connection.fetchval(FRESH, xid, key)) is None:  # noqa: ASYNC110  # happens in the database
+    return await fresh_ms(connection, xid, key)
+
+
+async def fresh_ms(connection: asyncpg.Connection, xid: str, key: str) -> float:
+    """Wait until a key has a batch; return the time from the commit of a write to that batch's, by the server's clock.
+
+    The history must not know the key from an earlier batch.
+    """
+    while (found := await connection.fetchval(FRESH, xid, key)) is None:  # noqa: ASYNC110  # happens in the database
         await asyncio.sleep(0.005)
-    return float(fresh_ms)
+    return float(found)

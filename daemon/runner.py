@@ -11,10 +11,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from daemon import __version__, systemd, telemetry
 from daemon.auditor import Auditor
-from daemon.database import CONNECTION_ERRORS, sqlstate_of
+from daemon.database import CONNECTION_ERRORS, blame_of, sqlstate_of
 from daemon.doorbell import Activity, Alarm, Doorbell
 from daemon.drain import Drain
-from daemon.errors import FORBIDDEN, ConfigurationError, DatabaseRefuses, DatabaseUnavailable, SchemaMismatch
+from daemon.errors import FORBIDDEN, Blame, ConfigurationError, DatabaseRefuses, DatabaseUnavailable, SchemaMismatch
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
@@ -229,10 +229,12 @@ async def _patiently(settings: Settings, step: Callable[[], Awaitable[None]]) ->
 
 
 def _may_start_later(error: BaseException) -> bool:
-    """Say whether waiting may help: a privilege may be granted again, a wrong DSN stays wrong."""
+    """Say whether waiting may help: a wrong DSN stays wrong; but privileges are granted again, and locks let go."""
     if isinstance(error, DatabaseRefuses):
         return False
-    return isinstance(error, (DatabaseUnavailable, *CONNECTION_ERRORS)) or sqlstate_of(error) == FORBIDDEN
+    if isinstance(error, asyncpg.PostgresError):
+        return sqlstate_of(error) == FORBIDDEN or blame_of(error) in (Blame.SERVER, Blame.CONTENTION)
+    return isinstance(error, (DatabaseUnavailable, *CONNECTION_ERRORS))
 
 
 def _log_waiting(state: RetryCallState) -> None:

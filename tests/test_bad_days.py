@@ -265,6 +265,20 @@ async def test_a_daemon_that_starts_without_its_privileges_waits_for_them(
         await recovered(ledger)
 
 
+async def test_a_daemon_that_starts_while_its_tables_are_locked_waits_for_them(
+    ledger: asyncpg.Connection, connect: Connect, dsn: str, log: Path
+) -> None:
+    await ledger.execute("select ledger.record('a', 1)")
+    await ledger.execute(f"alter database {urlsplit(dsn).path[1:]} set lock_timeout = '50ms'")  # of new sessions
+    holder = await connect("application")
+    await holder.execute("begin; lock outbox.daemon")
+    async with daemon(dsn, log) as started:
+        (told, *_) = await started.until_told(telemetry.DATABASE_AWAITED)
+        assert "lock timeout" in told["error"]
+        await holder.execute("rollback")
+        await recovered(ledger)
+
+
 async def test_a_login_that_is_taken_away_and_given_back_costs_a_running_daemon_nothing(
     ledger: asyncpg.Connection, role: str, plain_dsn: str, dsn: str, log: Path
 ) -> None:

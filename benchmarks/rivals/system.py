@@ -62,7 +62,7 @@ class System:
     """Commands that work, each a process; none: recalcd, or nothing to run."""
     connections: int = 2
     """Of each worker process, for the work alone."""
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     report: str = REPORT
     """Where readers find the report."""
     ring: str = RING

@@ -23,6 +23,8 @@ class Life:
     process: "subprocess.Popen[bytes]"
     memory_mb: list[Point] = field(default_factory=list)
     files: list[Point] = field(default_factory=list)
+    is_leaving: bool = False
+    """Whether it was told to end."""
 
     @property
     def is_running(self) -> bool:
@@ -73,6 +75,7 @@ class Fleet:
 
     async def end(self, number: int, which: signal.Signals) -> None:
         """End one, and start its successor. Only a killed one may end otherwise than with 0."""
+        self.current[number].is_leaving = True
         life = await self.send(number, which)
         code = await self._ended(life)
         if code != (-signal.SIGKILL if which is signal.SIGKILL else 0):
@@ -81,7 +84,8 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop all in order."""
-        for number in range(len(self.current)):
+        for number, life in enumerate(self.current):
+            life.is_leaving = True
             await self.send(number, signal.SIGTERM)
         for life in self.current:
             if (code := await self._ended(life)) != 0:
@@ -99,7 +103,7 @@ class Fleet:
         while True:
             for number, life in enumerate(self.current):
                 life.measure(self._stage.now)
-                if life.process.returncode is None and not life.is_running:
+                if not life.is_leaving and life.process.returncode is None and not life.is_running:
                     self._stage.problem(f"daemon {number} ended by itself, with exit code {life.process.returncode}")
                     self.current[number] = self._begin(number)
             await asyncio.sleep(1)

@@ -1,0 +1,87 @@
+"""What becomes of the benchmarks' measurements: files, pictures and a page; the measuring itself is no test."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from benchmarks import growth, plot
+from benchmarks.__main__ import AT_LENGTH, PARTS, _parts
+from benchmarks.figures import Part, Report, Row, Series, Verdict
+
+MACHINE = {"cpu": "a processor", "cores": "2", "memory": "8 GB", "postgres": "18.4"}
+COMMAND = "python -m benchmarks saturation --rounds 3"
+
+
+def series(*values: float, unit: str = "events/s") -> Series:
+    return Series.of(unit, values)
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """Report a contest and a growth, as a run does."""
+    sides = {"recalcd": 150_000, "PgQueuer, dedupe_key": 1_500}
+    contest = Part(
+        "saturation",
+        "How long?",
+        "As it is.",
+        [Row(f"uniform, 1,000,000, {name}", {"events_per_s": series(speed)}) for name, speed in sides.items()],
+        [Verdict("recalcd / best", series(100, unit="x"), ">", 200)],
+    )
+    grown = [Row("10 / 1", {"events_per_s": series(0.5, unit="x")})]
+    grown += [Row(size, {"events_per_s": series(9), "batches": series(1, unit="")}) for size in ("1", "1,000")]
+    return Report(MACHINE, COMMAND, [contest, Part("growth-topics", "What changes?", "So.", grown)]).as_dict()
+
+
+def test_the_sides_of_a_contest_share_a_picture_per_case(report: dict[str, Any]) -> None:
+    pictures = plot.pictures_of(report["parts"][0])
+    assert list(pictures) == ["saturation-uniform-1000000-events-per-s"]
+    [(case, figure, sides)] = pictures.values()
+    assert (case, figure) == ("uniform, 1,000,000", "events_per_s")
+    assert {name: each["median"] for name, each in sides.items()} == {"recalcd": 150_000, "PgQueuer, dedupe_key": 1_500}
+
+
+def test_what_grows_is_drawn_per_figure_along_its_sizes_and_ratios_are_left_out(report: dict[str, Any]) -> None:
+    pictures = plot.pictures_of(report["parts"][1])
+    assert list(pictures) == ["growth-topics-events-per-s"]
+    assert list(pictures["growth-topics-events-per-s"][2]) == ["1", "1,000"]
+
+
+def test_the_page_tells_the_command_the_machine_and_the_targets_that_were_missed(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(report), "utf-8")
+    plot.write_readme(tmp_path)
+    page = (tmp_path / "README.md").read_text("utf-8")
+    assert f"    {COMMAND}\n" in page
+    assert "- cpu: a processor\n" in page
+    assert "| recalcd / best | > 200 x | 100 | 100 to 100 | **missed** |" in page
+    assert "(saturation-uniform-1000000-events-per-s.png)" in page
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    with pytest.raises(click.UsageError, match=r"recalcd\[bench\]"):
+        plot.require_matplotlib()
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason=plot.HOW_TO_INSTALL)
+def test_keeping_writes_a_file_a_part_its_pictures_and_the_page(report: dict[str, Any], tmp_path: Path) -> None:
+    plot.keep(report, tmp_path / "new")
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == [
+        "README.md",
+        "growth-topics-events-per-s.png",
+        "growth-topics.json",
+        "saturation-uniform-1000000-events-per-s.png",
+        "saturation.json",
+    ]
+    assert json.loads((tmp_path / "new" / "saturation.json").read_text())["parts"] == report["parts"][:1]
+
+
+def test_growth_means_every_axis_and_no_name_means_every_short_part() -> None:
+    assert _parts(["engine", "growth"]) == ["engine", *growth.AXES]
+    assert _parts([]) == list(PARTS)
+    assert set(_parts(["growth"])) <= AT_LENGTH.keys()
