@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 from proxy import address_of
-from servers import as_daemon
 from waiting import eventually
 
 POOL_SIZE = 4
@@ -77,9 +76,7 @@ async def pgbouncer(dsn: str, mode: PoolMode, **options: object) -> AsyncIterato
     user = place.username or "postgres"
     server = await address_of(dsn)
     options = {"listen_port": port, "pool_mode": mode, "default_pool_size": POOL_SIZE} | options
-    daemon = urlsplit(as_daemon(dsn))
-    users = f'"{user}" "{place.password or ""}"\n"{daemon.username}" "{daemon.password}"'
-    with _running(_servers(server), users, options) as process:
+    with _running(_servers(server), f'"{user}" "{place.password or ""}"', options) as process:
 
         async def listens() -> bool:
             assert process.poll() is None, "PgBouncer ended; it says why above"
