@@ -14,6 +14,7 @@ from daemon.commands.demo import demo
 from daemon.commands.doctor import doctor
 from daemon.commands.explain import explain
 from daemon.commands.failures import failures
+from daemon.commands.forget import forget
 from daemon.commands.job import job
 from daemon.commands.look import report, show_status
 from daemon.commands.migrate import migrate
@@ -23,6 +24,7 @@ from daemon.commands.tail import tail
 from daemon.commands.top import top
 from daemon.commands.topic import topic
 from daemon.commands.verify import verify
+from daemon.redaction import redact
 
 
 @click.group(
@@ -43,6 +45,11 @@ def main(context: click.Context, database_url: str | None) -> None:
     Exit codes: 0 done, 1 the answer is bad news, 2 usage, 3 no database, 4 schema missing or of
     another version, 78 a setting is wrong, 130 interrupted.
     """  # noqa: D301  # \b is click's: do not wrap the paragraph
+    if database_url and redact(database_url) != database_url:
+        raise click.UsageError(
+            "--database-url holds a password, which other users can read in the process list. "
+            "Set RECALCD_DATABASE_URL instead, or let PGPASSFILE name a file that holds the password."
+        )
     context.obj = {"database_url": database_url}  # what daemon.settings.load() takes
 
 
@@ -57,6 +64,7 @@ for command in (
     report,
     explain,
     failures,
+    forget,
     tail,
     top,
     topic,

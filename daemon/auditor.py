@@ -79,8 +79,8 @@ class Auditor:
         except UsageError as error:
             log.warning(telemetry.AUDIT_FAILED, topic=topic.name, error=str(error))
             self._silent.add(topic.name)
-        for key, message in verifier.verdict.failed.items():
-            log.warning(telemetry.VERIFY_FAILED, topic=topic.name, key=key, error=message)
+        for key, failure in verifier.verdict.failed.items():
+            log.warning(telemetry.VERIFY_FAILED, topic=topic.name, key=key, **telemetry.error_keys(failure))
 
     async def _next_topic(self, connection: asyncpg.Connection) -> Topic | None:
         """Return the topic after the last one, in order of their names; None when there is none to look at."""

@@ -13,6 +13,7 @@ from daemon import claim as outbox
 from daemon.claim import Claim
 from daemon.database import DATABASE_ERRORS, blame_of, ends_session, sqlstate_of, transaction
 from daemon.errors import Blame
+from daemon.redaction import error_facts
 from daemon.sql import statement
 from daemon.telemetry import span
 
@@ -36,7 +37,7 @@ class CallFailed(Exception):
 
     def __init__(self, claim: Claim, error: BaseException) -> None:
         """Keep what was to be recalculated, and why it was not."""
-        super().__init__(str(error))
+        super().__init__(error_facts(error).message)
         self.claim = claim
         self.error = error
         self.sqlstate = sqlstate_of(error)

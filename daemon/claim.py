@@ -1,8 +1,9 @@
 """What a batch takes out of the outbox, inside the transaction that will recalculate it."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import asyncpg
@@ -26,10 +27,13 @@ class Claim:
     started_at: datetime
     reasons: list[str]
     traceparent: str | None
+    """Of the writers' traces, some: W3C trace contexts, separated by commas."""
     folded_count: int
     head_event_id: int | None
     is_full: bool
     suspects: bool
+    asked_at: float = field(default_factory=time.monotonic)
+    """When we asked for it, on the monotonic clock."""
 
 
 async def claim(
@@ -40,10 +44,12 @@ async def claim(
     Commit even then: convictions of suspects are part of the claim. Raises asyncpg's errors; the locks end with the
     transaction.
     """
+    asked_at = time.monotonic()
     row = await one_row(connection, CLAIM, json.dumps(hints), after, retries_first)
-    return None if row["topic"] is None else Claim(**row)
+    return None if row["topic"] is None else Claim(**row, asked_at=asked_at)
 
 
 async def claim_keys(connection: asyncpg.Connection, topic: str, keys: Sequence[str]) -> Claim:
     """Take named keys and their events; those that are busy elsewhere, or in backoff, are left out."""
-    return Claim(**await one_row(connection, CLAIM_KEYS, topic, keys))
+    asked_at = time.monotonic()
+    return Claim(**await one_row(connection, CLAIM_KEYS, topic, keys), asked_at=asked_at)

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+from daemon import tls
 from daemon.errors import Blame, ConfigurationError, DatabaseRefuses, DatabaseUnavailable, blame
 from daemon.redaction import redact
 from daemon.settings import Settings
@@ -124,6 +125,7 @@ def each_host(dsn: str) -> list[str]:
 
 
 async def _open(dsn: str, settings: Settings, application_name: str, *, read_write: bool) -> asyncpg.Connection:
+    tls.check_files(dsn)
     try:
         opened = await _dial(dsn, settings, application_name, read_write=read_write)
     except _REFUSALS as error:
@@ -133,6 +135,8 @@ async def _open(dsn: str, settings: Settings, application_name: str, *, read_wri
             "The database is read-only (a standby, or default_transaction_read_only); recalcd needs the primary."
         ) from None
     except DATABASE_ERRORS as error:
+        if of_tls := tls.refusal(error):
+            raise of_tls from None
         remedy = _REMEDIES.get(type(error), "Is it running, and is RECALCD_DATABASE_URL right?")
         raise DatabaseUnavailable(f"No connection to the database: {_sentence(error)} {remedy}") from None
     _keep_alive(opened)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Literal, NoReturn
 from uuid import UUID
 
 import asyncpg
@@ -131,6 +131,12 @@ class Doorbell:
     def is_asleep(self) -> bool:
         """Whether a writer's ring will wake us."""
         return self._asleep_s is not None
+
+    def state(self) -> Literal["listening", "degraded", "off"]:
+        """Say what became of the LISTEN session; off: none is wanted, or none was there yet."""
+        if self.is_listening:
+            return "listening"
+        return "degraded" if self.is_degraded else "off"
 
     async def poll(self) -> None:
         """Ring the alarm for ever: closely after work, rarely when a bell will ring, often when none can."""

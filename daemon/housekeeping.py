@@ -56,7 +56,10 @@ class Housekeeper:
                 await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
 
     async def make_round(self) -> None:
-        """Say that we live, learn whether somebody vanished, mend what a clock left, see to partitions when due."""
+        """Say that we live, learn whether somebody vanished, mend what a clock left, see to partitions when due.
+
+        And measure, if anybody asks for metrics.
+        """
         session = await self._connected()
         async with session.watched(self._shared.settings) as connection:
             await self._make_round(connection)
@@ -72,6 +75,8 @@ class Housekeeper:
             self._partitions_at = time.monotonic() + PARTITIONS_AGAIN_S
             if await self._see_to_partitions(connection):
                 self._partitions_at = time.monotonic() + PARTITIONS_S
+        if self._shared.metrics:
+            await self._shared.metrics.read(connection)
 
     async def _see_to_partitions(self, connection: asyncpg.Connection) -> bool:
         """Make those of the days to come, drop those gone by; false when somebody reads the history just now."""

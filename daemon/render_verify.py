@@ -21,7 +21,7 @@ def verdict_text(verdict: Verdict) -> str:
         lines += _differences(verdict.differences.get(key, []))
         lines += _missed(verdict.missed.get(key, []))
     lines += _more(len(verdict.drifted) - MOST_KEYS, "drifted keys")
-    lines += [f"  failed: {key}: {message}" for key, message in list(verdict.failed.items())[:MOST_KEYS]]
+    lines += [f"  failed: {key}: {message}" for key, message in list(verdict.failures().items())[:MOST_KEYS]]
     lines += _more(len(verdict.failed) - MOST_KEYS, "failed keys")
     if verdict.left_out:
         lines.append(f"{len(verdict.left_out):,} keys were not judged: they owe a failed recalculation, or stayed busy")

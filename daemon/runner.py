@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from enum import Enum
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -18,11 +19,16 @@ from daemon.errors import FORBIDDEN, Blame, ConfigurationError, DatabaseRefuses,
 from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
+from daemon.monitoring import Monitoring
+from daemon.redaction import error_facts
 from daemon.session import brief_session
 from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.worker import Shared, Worker
+
+if TYPE_CHECKING:
+    from daemon.metrics import Metrics
 
 COUNT_DEAD = statement("count_dead")
 PARTING_S = 10.0
@@ -46,7 +52,7 @@ class Ending(Enum):
 class Crew:
     """The tasks that one reading of the settings starts."""
 
-    def __init__(self, settings: Settings, daemon_id: UUID) -> None:
+    def __init__(self, settings: Settings, daemon_id: UUID, metrics: "Metrics | None" = None) -> None:
         """Prepare; nothing runs yet."""
         self._shared = Shared(
             settings=settings,
@@ -55,9 +61,12 @@ class Crew:
             activity=Activity(settings.linger_s),
             hints=Hints(settings.batch_target_s),
             housekeeping=asyncio.Event(),
+            metrics=metrics,
         )
         shared = self._shared
         self._doorbell = Doorbell(settings, daemon_id, shared.alarm, shared.activity, shared.hints)
+        if metrics:
+            metrics.listener_state = self._doorbell.state
         self._housekeeper = Housekeeper(shared, self._state)
         self.drain = Drain(settings, shared.hints)
         self._workers = [Worker(shared) for _ in range(settings.workers)]
@@ -134,6 +143,7 @@ class Runner:
     def __init__(self, load: Callable[[], Settings], *, drain: bool = False) -> None:
         """Take what reads the settings, now and at every SIGHUP."""
         self._load = load
+        self._monitoring = Monitoring()
         self._drain = drain
         self._daemon_id = uuid4()
         self._crew: Crew | None = None
@@ -144,7 +154,7 @@ class Runner:
     async def run(self) -> int:
         """Return the exit code: 0, or 1 when a drain leaves something. Raises RecalcdError for every other ending."""
         settings = self._load()
-        telemetry.configure(settings)
+        self._monitoring.configure(settings)
         self._catch_signals()
         log.info(telemetry.DAEMON_STARTED, daemon_id=self._daemon_id, version=__version__, workers=settings.workers)
         while (ending := await self._on_duty(settings)) is Ending.RELOADED:
@@ -154,7 +164,7 @@ class Runner:
 
     async def _on_duty(self, settings: Settings) -> Ending:
         """Wait for the database, however long that takes, then work until told otherwise."""
-        self._crew = Crew(settings, self._daemon_id)
+        self._crew = Crew(settings, self._daemon_id, self._monitoring.metrics)
         self._starting = asyncio.create_task(_patiently(settings, self._crew.prepare))
         try:
             await self._starting
@@ -176,7 +186,7 @@ class Runner:
         except ConfigurationError as error:
             log.error(telemetry.SETTINGS_REFUSED, error=str(error))
         else:
-            telemetry.configure(settings)
+            self._monitoring.configure(settings)
             log.info(telemetry.SETTINGS_RELOADED, workers=settings.workers)
         return settings
 
@@ -239,7 +249,8 @@ def _may_start_later(error: BaseException) -> bool:
 
 def _log_waiting(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, error=str(error))
+    facts = telemetry.error_keys(error) if error else {}
+    log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, **facts)
     wait_s = state.next_action.sleep if state.next_action else 0.0
     systemd.extend_timeout(wait_s + 60)  # waiting for a database is no failed start
     systemd.status("waiting for the database")
@@ -250,5 +261,7 @@ def _reason(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, _SCHEMA_GONE):
-        return SchemaMismatch(f"The schema changed beneath the daemon: {error}. See `recalcd migrate status`.")
+        return SchemaMismatch(
+            f"The schema changed beneath the daemon: {error_facts(error).message}. See `recalcd migrate status`."
+        )
     return error

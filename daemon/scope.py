@@ -8,7 +8,6 @@ import asyncpg
 
 from daemon.errors import UsageError
 from daemon.keys import Topic
-from daemon.redaction import error_facts
 from daemon.sql import statement
 
 COUNT_PART = statement("count_part")
@@ -70,7 +69,7 @@ async def count(connection: asyncpg.Connection, topic: Topic, scope: Scope) -> i
     except asyncpg.PostgresError as error:
         if error.sqlstate not in _NO_SUCH_PART:
             raise
-        said = error_facts(error).message
+        said = str(error.args[0])  # it speaks of what was typed
         raise UsageError(f"{said[0].upper()}{said[1:]}. {getattr(error, 'hint', None) or ''}".rstrip()) from None
 
 

@@ -17,7 +17,9 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from daemon.address import parse_address
 from daemon.errors import ConfigurationError
+from daemon.extras import need_extra
 from daemon.redaction import redact
 
 PREFIX = "RECALCD_"
@@ -91,6 +93,13 @@ class Settings(BaseSettings):
     )
     telem_dir: Path = Field(Path("logs"), description="folder of the telemetry files")
 
+    metrics_listen: str = Field(
+        "", description="where Prometheus may scrape, as address:port, or a port of the loopback; empty: nowhere"
+    )
+    otel_enabled: bool = Field(
+        default=False, description="send spans to OpenTelemetry, as the OTEL_* variables of the environment say"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -114,6 +123,26 @@ class Settings(BaseSettings):
         if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             message = "must be a libpq URI that begins with postgresql://"
             raise ValueError(message)
+        return value
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where to listen for Prometheus; None: nowhere. A port alone is the loopback's: nobody logs in there."""
+        return parse_address(self.metrics_listen) if self.metrics_listen else None
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _metrics_listen_is_an_address(cls, value: str) -> str:
+        if value:
+            parse_address(value)
+            need_extra("metrics", "prometheus_client")
+        return value
+
+    @field_validator("otel_enabled")
+    @classmethod
+    def _otel_is_installed(cls, value: bool) -> bool:
+        if value:
+            need_extra("otel", "opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
         return value
 
     @field_validator("telem_path")

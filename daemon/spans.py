@@ -5,8 +5,8 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -18,20 +18,47 @@ RETRY_S = 60.0
 _PRIVATE = 0o640  # the group may read, for log shippers
 
 
-class Recorder(Protocol):
-    """What a span is handed to when it ends."""
+@dataclass(frozen=True, slots=True)
+class EndedSpan:
+    """What a span tells when it is over."""
 
-    def write(self, line: str) -> None: ...
+    route: str
+    function: str
+    params: Mapping[str, object]
+    started_at: datetime
+    duration_s: float
+    error: BaseException | None
+
+    def as_line(self) -> str:
+        """Return it as a line of JSON, without its end."""
+        return json.dumps(
+            {
+                "timestamp": self.started_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+                "route": self.route,
+                "function": self.function,
+                "params": {name: redact(p) if isinstance(p, str) else p for name, p in self.params.items()},
+                "status": "ok" if self.error is None else "error",
+                "duration_ms": round(self.duration_s * 1000, 3),
+                "error": None if self.error is None else asdict(error_facts(self.error)),
+            },
+            default=lambda value: redact(str(value)),
+        )
+
+
+class Recorder(Protocol):
+    """What a span is handed to when it ends. It never raises: that would end the work, too."""
+
+    def record(self, span: EndedSpan) -> None: ...
 
 
 class Span:
     """Measures a piece of work: `with span(...) as current: ...; current.add(changed_count=3)`."""
 
-    __slots__ = ("_function", "_params", "_recorder", "_route", "_started", "_timestamp")
+    __slots__ = ("_function", "_params", "_recorders", "_route", "_started", "_timestamp")
 
-    def __init__(self, recorder: Recorder | None, route: str, function: str, params: dict[str, object]) -> None:
+    def __init__(self, recorders: Sequence[Recorder], route: str, function: str, params: dict[str, object]) -> None:
         """Prepare; without a recorder the span costs next to nothing and leaves no trace."""
-        self._recorder = recorder
+        self._recorders = recorders
         self._route = route
         self._function = function
         self._params = params
@@ -41,7 +68,7 @@ class Span:
         self._params.update(params)
 
     def __enter__(self) -> Self:
-        if self._recorder is not None:
+        if self._recorders:
             self._timestamp = datetime.now(UTC)
             self._started = time.perf_counter()
         return self
@@ -49,22 +76,11 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._recorder is not None:
-            self._recorder.write(self._line(error, (time.perf_counter() - self._started) * 1000))
-
-    def _line(self, error: BaseException | None, duration_ms: float) -> str:
-        return json.dumps(
-            {
-                "timestamp": self._timestamp.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-                "route": self._route,
-                "function": self._function,
-                "params": {name: redact(p) if isinstance(p, str) else p for name, p in self._params.items()},
-                "status": "ok" if error is None else "error",
-                "duration_ms": round(duration_ms, 3),
-                "error": None if error is None else asdict(error_facts(error)),
-            },
-            default=lambda value: redact(str(value)),
-        )
+        if self._recorders:
+            duration_s = time.perf_counter() - self._started
+            ended = EndedSpan(self._route, self._function, self._params, self._timestamp, duration_s, error)
+            for recorder in self._recorders:
+                recorder.record(ended)
 
 
 class SpanFile:
@@ -93,6 +109,10 @@ class SpanFile:
         self._torn = False
         self._lost_count = 0
         self._try_again_at = 0.0
+
+    def record(self, span: EndedSpan) -> None:
+        """Append the span's line, or count it as lost."""
+        self.write(span.as_line())
 
     def write(self, line: str) -> None:
         """Append the line, or count it as lost."""

@@ -8,7 +8,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -16,6 +16,9 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 from daemon.redaction import HIDDEN, error_facts, error_trace, redact
 from daemon.settings import Settings, no_color
 from daemon.spans import Recorder, Span, SpanFile
+
+if TYPE_CHECKING:
+    from daemon.tracing import Tracing
 
 DAEMON_STARTED = "daemon.started"
 DRAIN_WAITING = "drain.waiting"
@@ -50,6 +53,9 @@ PARTITION_CREATED = "partition.created"
 PARTITION_DROPPED = "partition.dropped"
 HOUSEKEEPING_FAILED = "housekeeping.failed"
 
+METRICS_SERVED = "metrics.served"
+METRICS_UNAVAILABLE = "metrics.unavailable"
+METRICS_FAILED = "metrics.failed"
 TELEMETRY_FAILED = "telemetry.failed"
 TELEMETRY_RESUMED = "telemetry.resumed"
 
@@ -68,8 +74,11 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _SECRET_KEYS = frozenset({"database_url", "dsn", "password"})
 
 
-def configure(settings: Settings) -> None:
-    """Set up the log and the spans; again, with new settings, on SIGHUP."""
+def configure(settings: Settings, *recorders: Recorder) -> None:
+    """Set up the log and the spans; again, with new settings, on SIGHUP.
+
+    recorders are told of every span, whatever TELEM_PATH selects.
+    """
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and _is_terminal())
     structlog.configure(
         processors=[*_SHARED, _text_renderer() if as_text else structlog.processors.JSONRenderer(default=str)],
@@ -79,7 +88,7 @@ def configure(settings: Settings) -> None:
     )
     _adopt_logging()
     sys.excepthook = _log_crash
-    _spans.configure(settings)
+    _spans.configure(settings, recorders)
 
 
 def span(route: str, function: str, **params: object) -> Span:
@@ -88,7 +97,7 @@ def span(route: str, function: str, **params: object) -> Span:
     route is a dotted tag that TELEM_PATH selects by: recalculate.reports.student.
     function is what runs: outbox.recalculate.
     """
-    return Span(_spans.recorder_of(route), route, function, params)
+    return Span(_spans.recorders_of(route), route, function, params)
 
 
 def error_keys(error: BaseException) -> dict[str, str | None]:
@@ -170,7 +179,10 @@ class _FromLibraries(logging.Handler):
     """Passes on what asyncio and others log, so that stderr holds one kind of line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.log(record.levelno, LIBRARY_LOGGED, logger=record.name, text=record.getMessage(), exc_info=record.exc_info)
+        text = record.getMessage()
+        if record.exc_info:
+            text = text.partition("\n")[0]  # asyncio goes on with the task's repr, and that with the error's
+        log.log(record.levelno, LIBRARY_LOGGED, logger=record.name, text=text, exc_info=record.exc_info)
 
 
 def _adopt_logging() -> None:
@@ -187,15 +199,31 @@ def _log_crash(kind: type[BaseException], error: BaseException, trace: Traceback
 
 
 class _Spans:
-    """Where spans go now; nowhere until configured, and nowhere unless TELEM_ENABLED."""
+    """Where spans go now; nowhere until configured, and to no file unless TELEM_ENABLED."""
 
     def __init__(self) -> None:
+        self._tracing: Tracing | None = None
+        self._others: tuple[Recorder, ...] = ()
         self._started_at = datetime.now(UTC)
         self._file: SpanFile | None = None
         self._prefixes: tuple[str, ...] = ()
         self._routes: frozenset[str] = frozenset()
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: Settings, recorders: tuple[Recorder, ...]) -> None:
+        self._configure_file(settings)
+        self._configure_tracing(settings)
+        self._others = (*recorders, self._tracing) if self._tracing else recorders
+
+    def _configure_tracing(self, settings: Settings) -> None:
+        if self._tracing and not settings.otel_enabled:
+            self._tracing.close()
+            self._tracing = None
+        if settings.otel_enabled and not self._tracing:
+            from daemon.tracing import Tracing  # noqa: PLC0415  # its libraries are an extra, and slow to import
+
+            self._tracing = Tracing.to_collector()
+
+    def _configure_file(self, settings: Settings) -> None:
         """Keep the file unless telemetry ended or its folder changed: one file per process."""
         self._routes = frozenset(settings.telem_routes)
         self._prefixes = tuple(route + "." for route in settings.telem_routes)
@@ -207,11 +235,10 @@ class _Spans:
                 settings.telem_dir, started_at=self._started_at, failed=self._failed, resumed=self._resumed
             )
 
-    def recorder_of(self, route: str) -> Recorder | None:
+    def recorders_of(self, route: str) -> tuple[Recorder, ...]:
         """Match tags as prefixes that end at a dot: `report` is `report` and `report.student`, never `reports`."""
-        if not self._routes or route in self._routes or route.startswith(self._prefixes):
-            return self._file
-        return None
+        selects = not self._routes or route in self._routes or route.startswith(self._prefixes)
+        return (self._file, *self._others) if self._file and selects else self._others
 
     def _failed(self, error: OSError) -> None:
         folder = str(self._file.folder) if self._file else None

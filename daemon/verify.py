@@ -36,8 +36,8 @@ class Verdict:
     missed: dict[str, list[Written]] = field(default_factory=dict)
     """Rows of the source, younger than the report of a drifted key: whoever wrote them forgot the outbox."""
     repaired: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    """Keys whose recalculation raised an error, and its message."""
+    failed: dict[str, asyncpg.PostgresError] = field(default_factory=dict)
+    """Keys whose recalculation raised an error. What the operator is shown of it is not for the log."""
     left_out: list[str] = field(default_factory=list)
     """Keys that owe a failed recalculation, or stayed busy: not up to date, and nobody says they were."""
 
@@ -45,6 +45,10 @@ class Verdict:
     def is_good(self) -> bool:
         """Whether nothing drifted and everything could be looked at."""
         return not (self.drifted or self.failed)
+
+    def failures(self) -> dict[str, str]:
+        """Say of each key that failed what the database said, which nobody keeps: row values and all."""
+        return {key: f"{error.args[0]} ({sqlstate_of(error)})" for key, error in self.failed.items()}
 
     def as_json(self) -> dict[str, object]:
         """Return what --json prints; its keys are public."""
@@ -54,7 +58,7 @@ class Verdict:
             "differences": {key: [each.as_json() for each in found] for key, found in self.differences.items()},
             "missed": {key: [asdict(each) for each in found] for key, found in self.missed.items()},
             "repaired": self.repaired,
-            "failed": self.failed,
+            "failed": self.failures(),
             "left_out": self.left_out,
         }
 
@@ -131,7 +135,7 @@ class Verifier:
             case Blame.CONTENTION:
                 return keys
         if len(keys) == 1:
-            self.verdict.failed[keys[0]] = f"{error_facts(error).message} ({sqlstate})"
+            self.verdict.failed[keys[0]] = error
             self.advanced(1)
             return []
         middle = len(keys) // 2

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import asyncpg
@@ -25,6 +25,9 @@ from daemon.settings import Settings
 from daemon.sql import statement
 from daemon.telemetry import log
 from daemon.trouble import Trouble
+
+if TYPE_CHECKING:
+    from daemon.metrics import Metrics
 
 SUSPECT_KEYS = statement("suspect_keys")
 EXCUSE_KEYS = statement("excuse_keys")
@@ -45,6 +48,7 @@ class Shared:
     hints: Hints
     housekeeping: asyncio.Event
     """Set when the housekeeper should look at once."""
+    metrics: "Metrics | None" = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     is_cautious: bool = False
     """A daemon vanished lately, or keys are suspected of it: write down what is about to be called."""
@@ -295,6 +299,8 @@ class Worker:
 
     def _report(self, outcome: Outcome) -> None:
         self._shared.activity.worked()
+        if self._shared.metrics:
+            self._shared.metrics.report(outcome)
         if isinstance(outcome, Failure):
             _log_failure(outcome)
         else:

@@ -15,6 +15,7 @@ import pytest
 import structlog
 from engine import impatient
 from links import BEAT_S
+from planted import found_in_files
 from proxy import Proxy, proxy_to
 from pydantic import SecretStr
 from servers import PLACES, Connect, Psql, TestServer, running
@@ -26,6 +27,7 @@ from daemon.embedded import program
 from daemon.settings import Settings, load
 
 DEFAULT_IMAGE = "postgres:18"
+OUTSIDE = ("RECALCD_", "TELEM_", "OTEL_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
 
 _server_key = pytest.StashKey[TestServer]()
 _cleanup_key = pytest.StashKey[ExitStack]()
@@ -76,8 +78,19 @@ def _server(config: pytest.Config) -> TestServer:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the settings of whoever runs the tests."""
     for name in os.environ:
-        if name.startswith(("RECALCD_", "TELEM_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")):
+        if name.startswith(
+            ("RECALCD_", "TELEM_", "OTEL_", "PG", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
+        ):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_planted_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Read what the daemons of all tests wrote, when all are done: it holds no name and no password."""
+    yield
+    folder = tmp_path_factory.getbasetemp()
+    written = [file for pattern in ("*.log", "output") for file in folder.rglob(pattern) if file.is_file()]
+    assert found_in_files(written) == {}
 
 
 @pytest.fixture(autouse=True)

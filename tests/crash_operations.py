@@ -215,6 +215,20 @@ async def prepare_spare_topic(world: World) -> None:
     await world.db.execute("select outbox.enqueue('ledger.spare', 'a')")
 
 
+async def prepare_gone(world: World) -> None:
+    """Leave a failure and the history of a key that has no source."""
+    await world.reset()
+    await world.db.execute("select outbox.make_partitions(1)")
+    await world.db.execute(
+        "insert into outbox.failure (topic, key, next_attempt_at) values ($1, 'gone', now() + interval '1 hour')", TOPIC
+    )
+    await world.db.execute(
+        "insert into outbox.batch (topic, keys, event_count, started_at, recalculate_ms) "
+        "values ($1, '{a,gone}', 1, now(), 1)",
+        TOPIC,
+    )
+
+
 async def prepare_pause(world: World) -> None:
     await world.reset()
 
@@ -247,6 +261,10 @@ SMALL = (
         "(select count(*) from outbox.topic where topic = 'ledger.spare') + (select count(*) from outbox.event) = 0",
     ),
     small("failures drop", f"failures drop {TOPIC} --dead --yes", prepare_dead, "count(*) = 0 from outbox.failure"),
+    small(
+        "forget", f"forget {TOPIC} gone --yes", prepare_gone,
+        "not exists (select from outbox.failure) and not exists (select from outbox.batch where 'gone' = any (keys))",
+    ),
     small("job pause", "job pause 1", prepare_job, "state = 'paused' from outbox.job"),
     small(
         "job cancel", "job cancel 1 --yes", prepare_job,

@@ -14,6 +14,7 @@ from servers import as_daemon
 from waiting import eventually
 
 from daemon.batch import Batch, Recalculation
+from daemon.metrics import Metrics
 from daemon.runner import Crew, Ending
 from daemon.settings import Settings
 from daemon.sql import SQL_ROOT
@@ -227,7 +228,9 @@ def impatient(settings: Settings, **update: Any) -> Settings:
 
 
 @asynccontextmanager
-async def on_duty(settings: Settings, *, drain: bool = False, as_given: bool = False) -> AsyncIterator[Crew]:
+async def on_duty(
+    settings: Settings, *, drain: bool = False, as_given: bool = False, metrics: Metrics | None = None
+) -> AsyncIterator[Crew]:
     """Run a daemon in this process while the block runs. What ends it early, ends the block.
 
     It logs in as one that is only a recalcd_daemon; as_given, as the settings say.
@@ -236,7 +239,7 @@ async def on_duty(settings: Settings, *, drain: bool = False, as_given: bool = F
         assert settings.database_url is not None
         dsn = SecretStr(as_daemon(settings.database_url.get_secret_value()))
         settings = settings.model_copy(update={"database_url": dsn})
-    crew = Crew(settings, uuid4())
+    crew = Crew(settings, uuid4(), metrics)
     await crew.prepare()
     serving = asyncio.create_task(crew.serve(drain=drain, hurry=asyncio.Event()))
     try:

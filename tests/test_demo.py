@@ -321,7 +321,10 @@ def test_the_comparison_marks_what_changed() -> None:
     ("account", "problem"),
     [
         (replace(GOOD, verdict=Verdict(3, drifted=["7"])), "1 of 3 pupils drifted"),
-        (replace(GOOD, verdict=Verdict(2, failed={"7": "no"})), "the recalculation fails for 1 of 3 pupils"),
+        (
+            replace(GOOD, verdict=Verdict(2, failed={"7": asyncpg.RaiseError("no")})),
+            "the recalculation fails for 1 of 3 pupils",
+        ),
         (replace(GOOD, verdict=Verdict(2, left_out=["7"])), "2 of 3 pupils were verified"),
         (replace(GOOD, wrote=replace(GOOD.wrote, failed=["no pupil"])), "1 of 4 writes failed; the first: no pupil"),
         (replace(GOOD, recalculated=replace(GOOD.recalculated, recalculation_count=0)), "nothing was recalculated"),

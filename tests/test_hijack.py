@@ -74,6 +74,8 @@ async def test_routines_without_a_search_path_are_known_and_have_their_callers_r
     assert [row["name"] for row in found] == [
         "outbox.describe",
         "outbox.find_drift",
+        "outbox.find_left",
+        "outbox.forget",
         "outbox.key_lock_id",
         "outbox.list_job_keys",
         "outbox.list_keys",

@@ -12,6 +12,7 @@ from daemon.doctor_check import Finding
 from daemon.drift import DriftStatus
 from daemon.explain import Cached, Done, Pending, explain
 from daemon.failures import Failure, FailureList
+from daemon.forget import Forgotten
 from daemon.status import DaemonStatus, TopicStatus, read_status
 from daemon.threats import Pin, Server
 from daemon.topics import Entry
@@ -43,6 +44,7 @@ def keys(*shapes: Any) -> set[str]:
         ("failures show", keys(Failure)),
         ("topic list", keys(Entry)),
         ("doctor", keys(Finding)),
+        ("forget", keys(Forgotten)),
     ],
 )
 def test_the_page_names_what_is_printed(section: str, expected: set[str]) -> None:

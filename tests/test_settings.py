@@ -186,8 +186,9 @@ def test_the_description_hides_the_password_and_keeps_the_rest(monkeypatch: pyte
     assert SECRET not in repr(settings) + str(settings) + repr(describe(settings))
 
 
-def test_the_config_command_shows_values_origins_and_no_password() -> None:
-    arguments = ["--database-url", DSN, "config"]
+def test_the_config_command_shows_values_origins_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECALCD_DATABASE_URL", DSN)
+    arguments = ["config"]
     table = CliRunner().invoke(main, arguments)
     assert table.exit_code == 0
     assert "RECALCD_STOP_GRACE_S=20 " in table.output
@@ -196,8 +197,10 @@ def test_the_config_command_shows_values_origins_and_no_password() -> None:
     assert [(each["value"], each["origin"]) for each in lines if each["variable"] == "RECALCD_WORKERS"] == [
         (2, "default")
     ]
-    assert lines[0]["origin"] == "command line"
+    assert lines[0]["origin"] == "environment"
     assert SECRET not in table.output + json.dumps(lines)
+    given = CliRunner().invoke(main, ["--database-url", "postgresql://db.internal/school", *arguments, "--json"])
+    assert json.loads(given.output)[0]["origin"] == "command line"
 
 
 def test_the_config_command_ends_with_78_on_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,9 +113,10 @@ def test_an_error_of_the_database_keeps_its_primary_message_only() -> None:
 
 
 def test_a_hint_is_not_part_of_the_message() -> None:
-    error = asyncpg.RaiseError("refused")
+    error = asyncpg.DivisionByZeroError("division by zero")
     error.hint = f"ask {PUPIL}"
-    assert error_facts(error).message == "refused"
+    assert error_facts(error).message == "division by zero"
+    assert PUPIL not in error_facts(RuntimeError(f"could not: {error}")).message
 
 
 def test_an_error_that_quotes_another_loses_the_detail() -> None:

@@ -50,9 +50,9 @@ def _known(error: Exception) -> RecalcdError | None:
     """Return what a person should be told of an error that came from asyncpg as it was; None for a bug of ours."""
     import asyncpg
 
-    from daemon.redaction import redact
+    from daemon.redaction import error_facts
 
-    said = redact(str(error)).rstrip(".")
+    said = error_facts(error).message.rstrip(".")
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
         kind = DatabaseUnavailable if blame(error.sqlstate) is Blame.SERVER else RecalcdError
         return kind(f"The database answered: {said} ({error.sqlstate}).")

@@ -5,8 +5,9 @@
 --   Needs    read committed. Each step is a statement of its own with a younger snapshot; the recalculation must be a
 --            later statement still. Otherwise an older result may overwrite a newer one, for ever.
 --   Takes    p_keys: distinct. p_above: leave events up to this id for a later sweep.
---   Returns  keys: those taken, sorted; the rest is busy elsewhere, or folded. event_count, oldest_event_at, reasons,
---            traceparent: of their events. started_at: what was committed by then is included.
+--   Returns  keys: those taken, sorted; the rest is busy elsewhere, or folded. event_count, oldest_event_at, reasons: of
+--            their events. traceparent: of up to 32 traces among them, separated by commas. One text, since an array
+--            would be another signature. started_at: what was committed by then is included.
 --            folded_count: events of keys in backoff, moved into their failure rows.
 --            statement_timeout (the topic's), lock_timeout, idle_in_transaction_session_timeout, jit and
 --            client_min_messages are set for the rest of the transaction.
@@ -64,11 +65,13 @@ begin
         ))
         returning e.enqueued_at, e.reason, e.traceparent
     ), by_reason as (
-        select t.reason, count(*) as event_count, min(t.enqueued_at) as oldest_event_at, max(t.traceparent) as traceparent
+        select t.reason, count(*) as event_count, min(t.enqueued_at) as oldest_event_at
         from taken as t
         group by t.reason
+    ), traced as (
+        select distinct t.traceparent from taken as t where t.traceparent is not null limit 32
     )
-    select coalesce(sum(r.event_count), 0), min(r.oldest_event_at), max(r.traceparent),
+    select coalesce(sum(r.event_count), 0), min(r.oldest_event_at), (select string_agg(d.traceparent, ',') from traced as d),
            coalesce((array_agg(r.reason order by r.event_count desc) filter (where r.reason is not null))[1:10], '{}')
     into event_count, oldest_event_at, traceparent, reasons
     from by_reason as r;

@@ -27,10 +27,12 @@ as $$
 
         ('operator', 'insert, update, delete', 'table', 'outbox.topic'),
         ('operator', 'delete', 'table', 'outbox.audit'),
+        ('operator', 'update (keys), update (changed_keys)', 'table', 'outbox.batch'),
         ('operator', 'select, insert, update', 'table', 'outbox.job'),
         ('operator', 'select, insert, delete', 'table', 'outbox.job_key'),
         ('operator', 'execute', 'routine',
             'outbox.set_topic outbox.pause_topic outbox.resume_topic outbox.remove_topic outbox.drop_failures '
-            'outbox.replay outbox.is_served outbox.is_behind outbox.list_job_keys outbox.list_part')
+            'outbox.replay outbox.is_served outbox.is_behind outbox.list_job_keys outbox.list_part '
+            'outbox.forget outbox.take_owed outbox.find_left outbox.erase_keys')
 $$;
 comment on function outbox.privileges is 'What the roles of recalcd may do in schema outbox.';

@@ -36,8 +36,9 @@ begin
     from (select pg_catalog.unnest(v_changed) except select pg_catalog.unnest(p_keys)) as c (key)
     limit 1;
     if found then
-        raise exception 'the routine % returned a key it was not given: %', v_name, pg_catalog.quote_nullable(pg_catalog.left(v_stranger, 40))
-            using errcode = 'RC005', hint = 'Return only keys of p_keys, spelt as they are spelt there, and no null.';
+        raise exception 'the routine % returned a key it was not given', v_name
+            using errcode = 'RC005', detail = pg_catalog.quote_nullable(pg_catalog.left(v_stranger, 40)),  -- it may be anything
+            hint = 'Return only keys of p_keys, spelt as they are spelt there, and no null.';
     end if;
     if v_changed is not null then
         v_changed := array(select distinct c.key from pg_catalog.unnest(v_changed) as c (key) order by c.key);
