@@ -320,6 +320,9 @@ async def test_an_operators_commands_run_with_no_more_than_the_role(
     drain = [sys.executable, "-m", "cli", "run", "--drain"]  # in a process of its own: it takes the signals
     environment = os.environ | {"RECALCD_DATABASE_URL": operator}
     await asyncio.to_thread(subprocess.run, drain, env=environment, check=True, timeout=60)
+    await db.execute("select school.remove_student($1)", school.pupils[1])
+    result = await recalcd_on(operator)("forget", "reports.student", str(school.pupils[1]), "--yes")
+    assert result.exit_code == 0, result.stdout + result.stderr
     for login_dsn in (operator, as_daemon(dsn)):
         result = await recalcd_on(login_dsn)("doctor")
         assert [said for said in ("lacks", "permission denied", "superuser") if said in result.stdout] == [], (
