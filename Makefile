@@ -15,7 +15,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 SOUND := $(shell grep -qxF '$(CURDIR)' $(STAMP) 2>/dev/null && $(BIN)/python -c '' 2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crashpoints interleavings bench bench-smoke soak docs lint format clean again
+.PHONY: help setup demo test crashpoints interleavings bench bench-smoke soak wheel install docs lint format clean again
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -43,6 +43,12 @@ bench-smoke: $(STAMP)  ## hold the hot statements to plans and counts; a part of
 
 soak: $(STAMP)  ## 10 minutes (SOAK_S) of faults beside 3 daemons and 8 writers, never out of sight of a verifier
 	@exec env PYTHONPATH=tests:. $(BIN)/python -m soak $(SOAK_ARGS)
+
+wheel: $(STAMP)  ## build dist/recalcd-VERSION-py3-none-any.whl
+	@rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+install:  ## as root: install or upgrade the service from the wheel in dist (docs/deploy.md)
+	@exec systemd/install dist/recalcd-*.whl
 
 docs: $(STAMP)  ## write docs/cli.md from the commands
 	@mkdir -p docs && $(BIN)/python -m daemon.manual > docs/cli.md

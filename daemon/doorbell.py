@@ -21,6 +21,7 @@ from daemon.database import DATABASE_ERRORS, can_write, close, is_shared, one_ro
 from daemon.database import connection as brief_connection
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
+from daemon.pulse import Pulse, step_s
 from daemon.session import Session, open_session
 from daemon.settings import Settings
 from daemon.sql import statement
@@ -126,6 +127,9 @@ class Doorbell:
         self.is_listening = False
         self.is_degraded = False
         """Whether a LISTEN session was lost, or could not be had, and is not back yet."""
+        self.is_settled = asyncio.Event()
+        """Set once it is known how to be woken: by a ring, or not."""
+        self.pulse = Pulse("listener", step_s(settings))
 
     @property
     def is_asleep(self) -> bool:
@@ -153,7 +157,10 @@ class Doorbell:
     async def listen(self) -> None:
         """Keep a LISTEN session for ever, unless told to poll only."""
         failures = 0
+        if self._settings.wake == "poll":
+            self.is_settled.set()
         while self._settings.wake != "poll":
+            self.pulse.beat()
             try:
                 await self._session()
             except DeafListener:
@@ -171,6 +178,8 @@ class Doorbell:
                 pause_s = min(0.1 * 2 ** min(failures, 20), self._settings.retry_max_s)
             finally:
                 self._asleep_s, self.is_listening, self.is_degraded = None, False, True
+                self.is_settled.set()
+            self.pulse.beat(pause_s)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
 
     async def _session(self) -> NoReturn:
@@ -184,9 +193,11 @@ class Doorbell:
                 await self._start_listening(connection, other)
                 await self._beat(other)
             self.is_listening, self.is_degraded = True, False
+            self.is_settled.set()
             log.info(telemetry.LISTENER_STARTED)
             self._alarm.ring()
             while True:
+                self.pulse.beat()
                 await self._watch(connection, time.monotonic() + self._settings.heartbeat_s)
                 await self._beat(connection)
         finally:
@@ -256,6 +267,8 @@ class Doorbell:
     async def _watch(self, connection: asyncpg.Connection, until: float) -> None:
         """Sleep and wake until that time, of the monotonic clock."""
         while (left_s := until - time.monotonic()) > 0:
+            if connection.is_closed():  # with a batch in hand nothing else would notice before the next heartbeat
+                raise ConnectionResetError("the LISTEN session ended")
             if not self._always and (linger_s := self._activity.lingering_s()) > 0:
                 await asyncio.sleep(min(linger_s, left_s))
             elif self._activity.is_at_work:  # its events are still to be seen, so we could not fall asleep

@@ -12,8 +12,9 @@ import asyncpg
 
 from daemon import __version__, systemd, telemetry
 from daemon.batch import prepare_history
-from daemon.database import DATABASE_ERRORS, close
+from daemon.database import DATABASE_ERRORS, close, one_row
 from daemon.errors import DatabaseUnavailable
+from daemon.pulse import Pulse, step_s
 from daemon.session import Session, open_session
 from daemon.sql import statement
 from daemon.telemetry import log
@@ -24,6 +25,9 @@ HEARTBEAT = statement("heartbeat")
 MEND_FAILURE_TIMES = statement("mend_failure_times")
 SAY_GOODBYE = statement("say_goodbye")
 DROP_PARTITIONS = statement("drop_partitions")
+COUNT_PENDING = statement("count_pending")
+COUNTED_EVENTS = 10_000
+"""More than these are only 'more' in the line of status."""
 ROUND_S = 10.0
 PARTITIONS_S = 3600.0
 PARTITIONS_AGAIN_S = 60.0
@@ -41,6 +45,8 @@ class Housekeeper:
         self._state = state
         self._session: Session | None = None
         self._partitions_at = 0.0
+        self._pending = ""
+        self.pulse = Pulse("housekeeper", step_s(shared.settings))
 
     async def run(self) -> None:
         """Make rounds for ever."""
@@ -48,10 +54,14 @@ class Housekeeper:
             if self._shared.housekeeping.is_set():
                 self._shared.housekeeping.clear()
                 self._partitions_at = 0.0
+            self.pulse.beat()
             try:
                 await self.make_round()
             except (DatabaseUnavailable, *DATABASE_ERRORS) as error:
-                log.warning(telemetry.HOUSEKEEPING_FAILED, **telemetry.error_keys(error))
+                facts = telemetry.error_keys(error)
+                log.warning(telemetry.HOUSEKEEPING_FAILED, **facts)
+                systemd.status(f"without the database: {facts['error']}")
+            self.pulse.beat(ROUND_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
 
@@ -61,7 +71,7 @@ class Housekeeper:
         And measure, if anybody asks for metrics.
         """
         session = await self._connected()
-        async with session.watched(self._shared.settings) as connection:
+        async with session.watched(self._shared.settings, self.pulse.beat) as connection:
             await self._make_round(connection)
 
     async def _make_round(self, connection: asyncpg.Connection) -> None:
@@ -69,7 +79,9 @@ class Housekeeper:
         self._shared.is_cautious = await connection.fetchval(
             HEARTBEAT, self._shared.daemon_id, socket.gethostname(), os.getpid(), __version__, state
         )
-        systemd.status(state)
+        if systemd.is_supervised():
+            await self._look_at_pending(connection)
+        self.show_status()
         await connection.execute(MEND_FAILURE_TIMES)
         if time.monotonic() >= self._partitions_at:
             self._partitions_at = time.monotonic() + PARTITIONS_AGAIN_S
@@ -77,6 +89,19 @@ class Housekeeper:
                 self._partitions_at = time.monotonic() + PARTITIONS_S
         if self._shared.metrics:
             await self._shared.metrics.read(connection)
+
+    async def _look_at_pending(self, connection: asyncpg.Connection) -> None:
+        row = await one_row(connection, COUNT_PENDING, COUNTED_EVENTS + 1)
+        count = row["pending_events"]
+        many = f"more than {COUNTED_EVENTS:,}" if count > COUNTED_EVENTS else f"{count:,}"
+        oldest = "" if row["oldest_s"] is None else f", the oldest for {max(0.0, row['oldest_s']):,.1f} s"
+        self._pending = f", {many} pending{oldest}"
+
+    def show_status(self) -> None:
+        """Show state, pending events and the last batch's freshness in `systemctl status`."""
+        freshness_s = self._shared.freshness_s
+        fresh = "" if freshness_s is None else f", freshness {freshness_s:,.3f} s"
+        systemd.status(self._state() + self._pending + fresh)
 
     async def _see_to_partitions(self, connection: asyncpg.Connection) -> bool:
         """Make those of the days to come, drop those gone by; false when somebody reads the history just now."""

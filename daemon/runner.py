@@ -1,8 +1,8 @@
 """The daemon: starts the tasks, waits for a signal, and stops them so that nothing is lost and nobody is charged."""
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from daemon import __version__, systemd, telemetry
+from daemon import __version__, signals, systemd, telemetry
 from daemon.auditor import Auditor
 from daemon.database import CONNECTION_ERRORS, blame_of, sqlstate_of
 from daemon.doorbell import Activity, Alarm, Doorbell
@@ -20,6 +20,7 @@ from daemon.hints import Hints
 from daemon.housekeeping import Housekeeper
 from daemon.migration_state import check_schema
 from daemon.monitoring import Monitoring
+from daemon.pulse import Pulse, feed_watchdog
 from daemon.redaction import error_facts
 from daemon.session import brief_session
 from daemon.settings import Settings
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 COUNT_DEAD = statement("count_dead")
 PARTING_S = 10.0
 """Longer than it takes to close connections and say goodbye, each of which is given up after two seconds."""
+PATIENCE_S = 60.0
+"""TimeoutStartSec of the unit: what a start may take besides waiting for the database."""
 _SCHEMA_GONE = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -72,6 +75,8 @@ class Crew:
         self._workers = [Worker(shared) for _ in range(settings.workers)]
         self._off_duty = asyncio.Event()
         self.ending: Ending | None = None
+        self.pulses: list[Pulse] = []
+        """Of the loops that are running."""
 
     async def prepare(self) -> None:
         """Find the database as we need it, and say that we are here. Raises SchemaMismatch, DatabaseUnavailable."""
@@ -87,7 +92,7 @@ class Crew:
 
     async def serve(self, *, drain: bool, hurry: asyncio.Event) -> Ending:
         """Work until told to go. hurry, set later, means: roll back what is in hand."""
-        background = [self._doorbell.listen(), self._doorbell.poll(), self._housekeeper.run()]
+        background = [self._doorbell.listen(), self._doorbell.poll(), self._housekeeper.run(), self._report_for_duty()]
         if drain:
             background.append(self._watch_drain())
         elif self._shared.settings.verify_keys_per_minute:
@@ -95,8 +100,10 @@ class Crew:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in background]
             working = {group.create_task(worker.run()): worker for worker in self._workers}
+            self.pulses = [self._doorbell.pulse, self._housekeeper.pulse, *(each.pulse for each in self._workers)]
             await self._off_duty.wait()
             await self._finish(working, hurry)
+            self.pulses = []
             for task in tasks:
                 task.cancel()
         if self.ending is not Ending.RELOADED:
@@ -124,6 +131,12 @@ class Crew:
             task.cancel()
         await asyncio.wait(working)
 
+    async def _report_for_duty(self) -> None:
+        """Tell systemd that start-up or reload is over, once we listen, or know that we can't."""
+        await self._doorbell.is_settled.wait()
+        systemd.ready()
+        self._housekeeper.show_status()
+
     async def _watch_drain(self) -> None:
         """Go off duty when nothing is left to do."""
         await self.drain.watch()
@@ -150,22 +163,24 @@ class Runner:
         self._hurry = asyncio.Event()
         self._stop_count = 0
         self._starting: asyncio.Task[None] | None = None
+        self._has_served = False
 
     async def run(self) -> int:
         """Return the exit code: 0, or 1 when a drain leaves something. Raises RecalcdError for every other ending."""
         settings = self._load()
         self._monitoring.configure(settings)
-        self._catch_signals()
+        signals.catch(stop=self.stop, reload=self.reload)
         log.info(telemetry.DAEMON_STARTED, daemon_id=self._daemon_id, version=__version__, workers=settings.workers)
-        while (ending := await self._on_duty(settings)) is Ending.RELOADED:
-            settings = self._reload(settings)
+        async with self._watchdog():
+            while (ending := await self._on_duty(settings)) is Ending.RELOADED:
+                settings = self._reload(settings)
         log.info(telemetry.DAEMON_STOPPED, ending=ending.value)
         return await self._what_is_left(settings) if ending is Ending.DRAINED else 0
 
     async def _on_duty(self, settings: Settings) -> Ending:
         """Wait for the database, however long that takes, then work until told otherwise."""
         self._crew = Crew(settings, self._daemon_id, self._monitoring.metrics)
-        self._starting = asyncio.create_task(_patiently(settings, self._crew.prepare))
+        self._starting = asyncio.create_task(self._patiently(settings, self._crew.prepare))
         try:
             await self._starting
         except asyncio.CancelledError:
@@ -173,14 +188,27 @@ class Runner:
                 raise
             await self._crew.close()
             return self._crew.ending
-        systemd.ready()
+        self._has_served = True
         try:
             return await self._crew.serve(drain=self._drain, hurry=self._hurry)
         except BaseExceptionGroup as group:
             raise _reason(group) from None
 
+    @contextlib.asynccontextmanager
+    async def _watchdog(self) -> AsyncIterator[None]:
+        """Feed systemd's watchdog in this block, if it has one. While no crew serves, it is enough that we turn."""
+        interval_s = systemd.watchdog_interval_s()
+        feeding = asyncio.create_task(feed_watchdog(interval_s, self._pulses)) if interval_s else None
+        try:
+            yield
+        finally:
+            if feeding:
+                feeding.cancel()
+
+    def _pulses(self) -> list[Pulse]:
+        return self._crew.pulses if self._crew else []
+
     def _reload(self, settings: Settings) -> Settings:
-        systemd.reloading()
         try:
             settings = self._load()
         except ConfigurationError as error:
@@ -189,12 +217,6 @@ class Runner:
             self._monitoring.configure(settings)
             log.info(telemetry.SETTINGS_RELOADED, workers=settings.workers)
         return settings
-
-    def _catch_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
-        loop.add_signal_handler(signal.SIGINT, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     def stop(self) -> None:
         """Finish the batch in hand and exit; the second time, roll it back."""
@@ -207,6 +229,7 @@ class Runner:
 
     def reload(self) -> None:
         """Read the settings again: between two batches, or while the database of the old ones is awaited."""
+        systemd.reloading()
         self._go_off_duty(Ending.RELOADED)
 
     def _go_off_duty(self, ending: Ending) -> None:
@@ -214,6 +237,26 @@ class Runner:
             self._crew.go_off_duty(ending)
         if self._starting is not None:
             self._starting.cancel()  # does nothing once the start is over
+
+    async def _patiently(self, settings: Settings, step: Callable[[], Awaitable[None]]) -> None:
+        """Do the step as soon as the database is there."""
+        retrying = AsyncRetrying(
+            wait=wait_random_exponential(multiplier=0.1, max=settings.retry_max_s),
+            retry=retry_if_exception(_may_start_later),
+            before_sleep=self._tell_of_waiting,
+        )
+        await retrying(step)
+
+    def _tell_of_waiting(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        facts = telemetry.error_keys(error) if error else {}
+        log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, **facts)
+        wait_s = state.next_action.sleep if state.next_action else 0.0
+        if self._has_served:
+            systemd.ready()  # the settings are read again: whoever asked for that need not wait for the database
+        else:
+            systemd.extend_timeout(wait_s + PATIENCE_S)  # waiting for a database is no failed start
+        systemd.status(f"waiting for the database: {facts.get('error')}")
 
     async def _what_is_left(self, settings: Settings) -> int:
         """Return the exit code of a drain."""
@@ -228,16 +271,6 @@ class Runner:
         return 1 if dead_count or broken_topics else 0
 
 
-async def _patiently(settings: Settings, step: Callable[[], Awaitable[None]]) -> None:
-    """Do the step as soon as the database is there."""
-    retrying = AsyncRetrying(
-        wait=wait_random_exponential(multiplier=0.1, max=settings.retry_max_s),
-        retry=retry_if_exception(_may_start_later),
-        before_sleep=_log_waiting,
-    )
-    await retrying(step)
-
-
 def _may_start_later(error: BaseException) -> bool:
     """Say whether waiting may help: a wrong DSN stays wrong; but privileges are granted again, and locks let go."""
     if isinstance(error, DatabaseRefuses):
@@ -245,15 +278,6 @@ def _may_start_later(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return sqlstate_of(error) == FORBIDDEN or blame_of(error) in (Blame.SERVER, Blame.CONTENTION)
     return isinstance(error, (DatabaseUnavailable, *CONNECTION_ERRORS))
-
-
-def _log_waiting(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    facts = telemetry.error_keys(error) if error else {}
-    log.warning(telemetry.DATABASE_AWAITED, attempt=state.attempt_number, **facts)
-    wait_s = state.next_action.sleep if state.next_action else 0.0
-    systemd.extend_timeout(wait_s + 60)  # waiting for a database is no failed start
-    systemd.status("waiting for the database")
 
 
 def _reason(error: BaseException) -> BaseException:

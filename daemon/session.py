@@ -7,7 +7,7 @@ would have to guess, and guess wrong on the day when the server is slow.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -53,6 +53,8 @@ class Session:
 
     async def is_at_work(self, settings: Settings) -> bool:
         """Ask the server whether it still works for us; true also when nobody can be asked: elsewhere is no better."""
+        if not self.is_direct:
+            return True
         try:
             async with connection(settings, application_name="recalcd watch", read_write=True) as other:
                 async with asyncio.timeout(settings.heartbeat_timeout_s):
@@ -62,22 +64,27 @@ class Session:
             return True
 
     @contextlib.asynccontextmanager
-    async def watched(self, settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-        """Wait in this block for the server only; what waits in it fails when the link turns out to be dead."""
-        watch = asyncio.create_task(self._watch(settings)) if self.is_direct else None
+    async def watched(
+        self, settings: Settings, at_work: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """Wait in this block for the server only; what waits in it fails when the link turns out to be dead.
+
+        at_work is called whenever the server has confirmed that the wait is for it.
+        """
+        watch = asyncio.create_task(self._watch(settings, at_work))
         try:
             yield self.connection
         finally:
-            if watch:
-                watch.cancel()
+            watch.cancel()
 
-    async def _watch(self, settings: Settings) -> None:
+    async def _watch(self, settings: Settings, at_work: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(settings.heartbeat_s)
             if not await self.is_at_work(settings):
                 log.warning(telemetry.SESSION_LOST, session=self.application_name, pid=self.pid)
                 self.connection.terminate()
                 return
+            at_work()
 
     async def end_lost(self, lost: "Session") -> bool:
         """End a session that was lost to us, if it is still there, so that its locks are free; tell whether it was."""

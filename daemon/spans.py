@@ -135,6 +135,8 @@ class SpanFile:
             os.close(file)
 
     def _append(self, line: bytes) -> None:
+        if self._was_renamed():
+            self.close()
         if self._file is None:
             self._file = self._open()
         whole = b"\n" + line if self._torn else line  # ends what a full disk cut short
@@ -142,6 +144,15 @@ class SpanFile:
         self._torn = written < len(whole)
         if self._torn:
             raise OSError(errno.ENOSPC, "only a part of the line was written")
+
+    def _was_renamed(self) -> bool:
+        """Tell whether the open file was rotated or deleted, as the standard library's WatchedFileHandler does."""
+        if self._file is None or self._path is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._file), self._path.stat())
+        except FileNotFoundError:
+            return True
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC

@@ -9,6 +9,11 @@ SEND_TIMEOUT_S = 0.1  # the event loop waits meanwhile, and systemd reads at onc
 STATUS_CHARACTERS = 200
 
 
+def is_supervised() -> bool:
+    """Whether anybody receives what is said here."""
+    return supervisor().notify_socket is not None
+
+
 def ready() -> bool:
     """Say that start-up, or a reload, is complete."""
     return _send("READY=1")

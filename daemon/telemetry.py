@@ -31,6 +31,7 @@ PROCESS_CRASHED = "process.crashed"
 LIBRARY_LOGGED = "library.logged"
 SETTINGS_RELOADED = "settings.reloaded"
 SETTINGS_REFUSED = "settings.refused"
+WATCHDOG_WITHHELD = "watchdog.withheld"
 
 
 SESSION_LOST = "session.lost"

@@ -20,6 +20,7 @@ from daemon.database import DATABASE_ERRORS, blame_of, close, had_last_words, sq
 from daemon.doorbell import Activity, Alarm
 from daemon.errors import FORBIDDEN, NOTIFY_QUEUE_FULL, Blame, DatabaseUnavailable
 from daemon.hints import Hints
+from daemon.pulse import Pulse, step_s
 from daemon.session import Session, brief_session, open_session
 from daemon.settings import Settings
 from daemon.sql import statement
@@ -54,6 +55,8 @@ class Shared:
     """A daemon vanished lately, or keys are suspected of it: write down what is about to be called."""
     committed_count: int = 0
     """Batches with keys that this daemon has committed."""
+    freshness_s: float | None = None
+    """That of the last live batch."""
 
 
 class Worker:
@@ -73,16 +76,19 @@ class Worker:
         """The topic whose events below the mark the last claim was for."""
         self._troubles: defaultdict[str, Trouble] = defaultdict(Trouble)
         self.has_batch_in_hand = False
+        self.pulse = Pulse("worker", step_s(shared.settings))
 
     async def run(self) -> None:
         """Work when the alarm rings, until nothing is left."""
         try:
             while not self._shared.stopping.is_set():
+                self.pulse.rest()
                 await self._shared.alarm.wait()
                 while not self._shared.stopping.is_set() and await self._patiently(self._turn):
                     pass
         finally:
             await self._disconnect()
+            self.pulse.rest()
 
     async def _patiently(self, step: Callable[[], Awaitable[bool]]) -> bool:
         """Retry a step for ever while the server is in trouble; false also when told to stop meanwhile."""
@@ -103,14 +109,16 @@ class Worker:
             raise
 
     async def _pause(self, seconds: float) -> None:
+        self.pulse.beat(seconds)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._shared.stopping.wait(), seconds)
 
     async def _turn(self) -> bool:
         """Run one batch; false when there is nothing to do."""
+        self.pulse.beat()
         with self._shared.activity.batch_in_hand():
             session = await self._connected()
-            async with session.watched(self._shared.settings) as connection:
+            async with session.watched(self._shared.settings, self.pulse.beat) as connection:
                 return await self._run_batch(connection)
 
     async def _run_batch(self, connection: asyncpg.Connection) -> bool:
@@ -159,7 +167,7 @@ class Worker:
             await self._disconnect()
             found = await open_session(self._shared.settings, application_name="recalcd worker")
             try:
-                async with found.watched(self._shared.settings):
+                async with found.watched(self._shared.settings, self.pulse.beat):
                     await self._clear_up(session, found)
             except BaseException:
                 found.connection.terminate()
@@ -290,6 +298,8 @@ class Worker:
     def _remember(self, batch: Batch, seconds: float) -> None:
         claim, hints = batch.claim, self._shared.hints
         hints.claimed(claim.topic, claim.head_event_id, time.monotonic())
+        if claim.oldest_event_at:
+            self._shared.freshness_s = (claim.started_at - claim.oldest_event_at).total_seconds() + seconds
         if claim.topic == self._sweeping:
             hints.swept(claim.topic, claim.head_event_id, time.monotonic(), is_full=claim.is_full)
         if not claim.suspects:

@@ -220,6 +220,25 @@ async def test_a_lost_listener_is_noticed_at_once_though_nothing_happens(
     assert len(events_of(logged, telemetry.LISTENER_LOST)) == 1
 
 
+async def test_a_lost_listener_is_noticed_at_once_though_a_batch_is_in_hand(
+    db: asyncpg.Connection, settings: Settings, logged: list[Any]
+) -> None:
+    await make_topic(db, "t", "perform pg_sleep(3600);", statement_timeout_s=3600)
+
+    async def is_at_work() -> bool:
+        return await db.fetchval("select count(*) > 0 from pg_stat_activity where wait_event = 'PgSleep'") is True
+
+    async def is_back() -> bool:
+        return len(events_of(logged, telemetry.LISTENER_STARTED)) == 2
+
+    async with on_duty(impatient(settings, poll_interval_s=3600, heartbeat_s=3600, stop_grace_s=0.1)):
+        await asleep(db)
+        await enqueue(db, "t", "k")
+        await eventually(is_at_work)
+        await terminate(db, LISTENER)
+        await eventually(is_back)
+
+
 async def test_what_is_written_while_nobody_listens_is_found_when_the_listener_is_back(
     db: asyncpg.Connection, settings: Settings
 ) -> None:

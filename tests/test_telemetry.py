@@ -424,6 +424,19 @@ def test_others_cannot_read_the_file(watched: Watched, folder: Path) -> None:
     assert next(folder.iterdir()).stat().st_mode & 0o007 == 0
 
 
+def test_a_file_that_was_rotated_is_left_and_one_of_the_same_name_begun(watched: Watched, folder: Path) -> None:
+    watched.file.write("1")
+    path = next(folder.iterdir())
+    path.rename(folder / "rotated")
+    watched.file.write("2")
+    watched.file.write("3")
+    assert ((folder / "rotated").read_text(), path.read_text()) == ("1\n", "2\n3\n")
+    path.unlink()
+    watched.file.write("4")
+    assert path.read_text() == "4\n"
+    assert watched.failures == []
+
+
 def test_after_a_failure_it_tries_again_later_and_tells_how_many_were_lost(watched: Watched, folder: Path) -> None:
     folder.write_text("in the way")
     watched.file.write("1")

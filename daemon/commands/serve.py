@@ -1,8 +1,10 @@
 """`recalcd run` and `config`."""
 
 import asyncio
+import faulthandler
 import functools
 import json
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -16,9 +18,14 @@ from daemon.commands.base import json_option
 @click.pass_obj
 def run(command_line: dict[str, Any], *, drain: bool) -> None:
     """Run the daemon. Exit: 0 stopped, 1 a drain left something undone, 4 not our schema, 78 a setting is wrong."""
+    from daemon import signals
+
+    signals.hold()
     from daemon.runner import Runner
     from daemon.settings import load
 
+    if sys.stderr is not None:
+        faulthandler.enable()  # systemd's watchdog ends a daemon by SIGABRT: the log then shows where it hung
     runner = Runner(functools.partial(load, **command_line), drain=drain)
     click.get_current_context().exit(asyncio.run(runner.run()))
 
