@@ -25,6 +25,7 @@ from benchmarks import (
     neighbour,
     plot,
     reads,
+    row_security,
     saturation,
     wake,
     writers,
@@ -44,6 +45,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "neighbour": neighbour.measure,
     "reads": reads.measure,
     "wake": wake.measure,
+    "row_security": row_security.measure,
 }
 BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "saturation": saturation.measure,
@@ -105,7 +107,9 @@ def main(
     json_file: Path | None,
     folder: Path | None,
 ) -> None:
-    """Measure recalcd. Without a name: burst, engine, floor, latency, memory, horizon, neighbour, reads, wake.
+    """Measure recalcd.
+
+    Without a name: burst, engine, floor, latency, memory, horizon, neighbour, reads, row_security, wake.
 
     Beside its rivals: saturation, freshness, writers, baddays.
 

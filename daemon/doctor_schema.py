@@ -10,6 +10,7 @@ from daemon.sql import SQL_ROOT, statement
 
 DOCTOR_PRIVILEGES = statement("doctor_privileges")
 DOCTOR_SOURCES = statement("doctor_sources")
+HAS_DAEMON_ROLE = statement("doctor_has_daemon_role")
 HAS_OUTBOX = statement("doctor_has_outbox")
 SHOWN = 3
 _MIGRATE = "Run `recalcd migrate up`, with the newest release that is in use."
@@ -67,10 +68,16 @@ async def check_privileges(patient: Patient) -> Complaints:
     role = await patient.connection.fetchval("select current_user::text")
     missing = [f"{row['missing']} on {row['name']}" for row in rows]
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    yield error(
-        f"role {role} lacks {', '.join(missing[:SHOWN])}{more}",
-        f"grant usage on schema outbox to {role}; grant select, insert, update, delete on all tables in schema outbox "
-        f"to {role}; grant execute on all routines in schema outbox to {role};",
+    yield error(f"role {role} lacks {', '.join(missing[:SHOWN])}{more}", await _remedy(patient.connection, role))
+
+
+async def _remedy(connection: asyncpg.Connection, role: str) -> str:
+    if await connection.fetchval(HAS_DAEMON_ROLE):
+        return f"grant recalcd_daemon to {role}; recalcd_operator, if it is a person's."
+    return (
+        "Let an administrator create role recalcd_daemon, run `recalcd migrate up`, and grant recalcd_daemon to "
+        f"{role}; or: grant usage on schema outbox to {role}; grant select, insert, update, delete on all tables in "
+        f"schema outbox to {role}; grant execute on all routines in schema outbox to {role};"
     )
 
 

@@ -83,7 +83,7 @@ async def check_role(patient: Patient) -> Complaints:
     if server["is_superuser"]:
         yield warning(
             f"role {role} is a superuser, and so is every procedure that recalcd calls",
-            "Run the daemon as a role that owns the cached tables, or was granted what it needs.",
+            "Run the daemon as a login that is only a recalcd_daemon; grant it what procedures need: docs/roles.md.",
         )
     if not server["sees_all_sessions"]:
         yield warning(

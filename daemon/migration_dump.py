@@ -94,6 +94,11 @@ _ROUTINE = """\
         end loop;
     end if;"""
 
+_GRANT_ROLES = """\
+    if to_regproc('{declaration}') is not null and to_regproc('outbox.grant_roles') is not null then
+        perform outbox.grant_roles('{declaration}');
+    end if;"""
+
 
 def dump(set_names: Sequence[str] = SET_NAMES, sql_root: Path = SQL_ROOT) -> str:
     """Return the file that applies the named sets."""
@@ -115,6 +120,8 @@ def _blocks(chosen: Sequence[MigrationSet], needed: Sequence[MigrationSet]) -> I
         yield _block(f"Routines of set {each.name} that are no more", _drop_gone(each))
         for routine in each.routines:
             yield _block(f"Routine {routine}", _routine(routine))
+        grants = _GRANT_ROLES.format(declaration=f"{each.name}.privileges")
+        yield _block(f"What the roles may do with set {each.name}", grants)
 
 
 def _block(title: str, body: str) -> str:

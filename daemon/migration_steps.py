@@ -19,6 +19,9 @@ RECORD_MIGRATION = statement("record_migration")
 FORGET_MIGRATION = statement("forget_migration")
 RECORD_ROUTINE = statement("record_routine")
 FORGET_ROUTINE = statement("forget_routine")
+DECLARES_PRIVILEGES = statement("declares_privileges")
+COUNT_PRIVILEGE_CHANGES = statement("count_privilege_changes")
+GRANT_ROLES = statement("grant_roles")
 
 LOCK = (29283, 2)
 """Advisory lock of whoever migrates. Two integers: no key's lock can be the same."""
@@ -69,6 +72,18 @@ def routines_step(
     dropped = tuple((Verb.DROP, f"{set_name} {row.file_name}") for row in to_drop)
     applied = tuple((Verb.APPLY, str(routine)) for routine, _ in to_apply)
     return Step(dropped + applied, partial(_replace_routines, set_name=set_name, to_drop=to_drop, to_apply=to_apply))
+
+
+def grants_step(set_name: str) -> Step:
+    """Let the roles do what the set declares, where that is all there is to do."""
+    return Step(((Verb.APPLY, f"{set_name} grants"),), partial(_grant, set_name=set_name))
+
+
+async def lacks_grants(connection: asyncpg.Connection, set_name: str) -> bool:
+    """Tell whether the roles may do something else than what the set declares: new roles, or grants by hand."""
+    if not await connection.fetchval(DECLARES_PRIVILEGES, _declaration(set_name)):
+        return False
+    return bool(await connection.fetchval(COUNT_PRIVILEGE_CHANGES, _declaration(set_name)))
 
 
 async def refuse_owed(connection: asyncpg.Connection, *, lock: bool) -> None:
@@ -138,6 +153,8 @@ async def _replace_routines(
             await connection.execute(FORGET_ROUTINE, set_name, row.file_name)
         for routine, earlier in to_apply:
             await _apply_routine(connection, routine, earlier)
+        if to_apply:
+            await _grant_roles(connection, set_name)  # here, or for a moment everybody might call what is new
 
 
 async def _apply_routine(connection: asyncpg.Connection, routine: RoutineFile, earlier: RoutineRow | None) -> None:
@@ -149,6 +166,21 @@ async def _apply_routine(connection: asyncpg.Connection, routine: RoutineFile, e
         raise RecalcdError(f"The file {routine} does not create the routine that it is named after.")
     stale = [each for each in (earlier.signatures if earlier else ()) if each not in made]
     await _drop_routines(connection, routine.file_name, stale)
+
+
+async def _grant(connection: asyncpg.Connection, *, set_name: str) -> None:
+    async with transaction(connection):
+        await _grant_roles(connection, set_name)
+
+
+async def _grant_roles(connection: asyncpg.Connection, set_name: str) -> None:
+    if await connection.fetchval(DECLARES_PRIVILEGES, _declaration(set_name)):
+        await connection.execute(GRANT_ROLES, _declaration(set_name))
+
+
+def _declaration(set_name: str) -> str:
+    """Name the function that says what the roles may do."""
+    return f"{set_name}.privileges"
 
 
 async def _drop_routines(connection: asyncpg.Connection, file_name: str, signatures: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ own, together with its entry in the books.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,17 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from daemon.errors import SchemaMismatch, UsageError
 from daemon.migration_files import SET_NAMES, MigrationSet, RoutineFile, load_sets
 from daemon.migration_state import Books, RoutineRow, compare, read_books, refuse_foreign
-from daemon.migration_steps import LOCK, Step, apply_step, refuse_owed, routines_step, take_back_step, transaction
+from daemon.migration_steps import (
+    LOCK,
+    Step,
+    apply_step,
+    grants_step,
+    lacks_grants,
+    refuse_owed,
+    routines_step,
+    take_back_step,
+    transaction,
+)
 from daemon.sql import SQL_ROOT
 
 ENGINE = SET_NAMES[0]
@@ -56,7 +66,11 @@ async def up(
     _check_target(shipped, set_names, to)
     async with _lock(connection, audience, needed=not dry_run):
         books = await read_books(connection)
-        return await _carry_out(connection, list(_plan_up(shipped, books, set_names, to)), audience, dry_run=dry_run)
+        steps = list(_plan_up(shipped, books, set_names, to)) or await _plan_grants(connection, set_names)
+        with _warnings_told(connection, audience):
+            count = await _carry_out(connection, steps, audience, dry_run=dry_run)
+            late = [] if dry_run else await _plan_grants(connection, set_names)  # of routines that nothing was due for
+            return count + (await _carry_out(connection, late, audience, dry_run=False) if late else 0)
 
 
 async def down(
@@ -111,6 +125,21 @@ async def _lock(connection: asyncpg.Connection, audience: Audience, *, needed: b
             await connection.execute("select pg_advisory_unlock($1, $2)", *LOCK)
 
 
+@contextmanager
+def _warnings_told(connection: asyncpg.Connection, audience: Audience) -> Iterator[None]:
+    """Tell what the server warns of: the files speak to whoever runs psql, and to us."""
+
+    def tell(_: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.severity_en == "WARNING":
+            audience.warn(f"{message.message}. {message.hint or ''}".rstrip())
+
+    connection.add_log_listener(tell)
+    try:
+        yield
+    finally:
+        connection.remove_log_listener(tell)
+
+
 async def _carry_out(
     connection: asyncpg.Connection, steps: Sequence[Step], audience: Audience, *, dry_run: bool
 ) -> int:
@@ -163,6 +192,10 @@ def _plan_routines(shipped: MigrationSet, books: Books) -> Iterator[Step]:
     due = [(routine, row) for routine in shipped.routines if _is_due(routine, row := held.get(routine.file_name))]
     if gone or due:
         yield routines_step(shipped.name, gone, due)
+
+
+async def _plan_grants(connection: asyncpg.Connection, set_names: Sequence[str]) -> list[Step]:
+    return [grants_step(name) for name in set_names if await lacks_grants(connection, name)]
 
 
 def _is_due(routine: RoutineFile, row: RoutineRow | None) -> bool:

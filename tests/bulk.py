@@ -1,6 +1,7 @@
 """A topic of many cheap keys, and what was done to them."""
 
 import asyncpg
+from engine import DAEMON_MAY
 
 BULK = "bulk.number"
 """Keys are 000001, 000002, …; each recalculation leaves a row in bulk.done, in the transaction that commits it."""
@@ -11,7 +12,7 @@ async def make_bulk(
 ) -> None:
     """Register the topic. trouble is plpgsql that sees p_keys."""
     await db.execute(f"""
-        create schema bulk;
+        create schema bulk; {DAEMON_MAY.format("bulk")}
         create unlogged table bulk.done (key text not null);
         create function bulk.list_keys(p_after text, p_limit integer) returns setof text language sql stable as $$
             select lpad(i::text, 6, '0')

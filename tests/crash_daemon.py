@@ -8,6 +8,7 @@ from crash_process import Running, Stop
 from crash_runs import Act, Ended, Play
 from crash_scenarios import Scenario
 from crash_world import GUILTY, Reports, World
+from servers import as_daemon
 
 ARMED = ("recalcd listener", "look", "bind_execute", "after")
 MANY_POLLS = 30
@@ -68,7 +69,7 @@ async def check_guilty(world: World, ended: Ended) -> None:
 async def check_fatal(world: World, ended: Ended) -> None:
     """Go on without a drain: that would wait for the try which the event of a convicted key has earned it."""
     if ended.exit_code != 0:
-        play = Play(world, ("run",), world.environment(), stop_when_idle())
+        play = Play(world, ("run",), world.environment(database_url=as_daemon(world.dsn)), stop_when_idle())
         assert (await play.run()).exit_code == 0
         await world.until_alone()
     stale = await world.subject.stale(world.db)

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from servers import as_daemon
+
 
 def start_daemon(dsn: str, log: Path, **settings: object) -> "subprocess.Popen[bytes]":
-    """Start `recalcd run`; settings are fields of Settings. The caller ends it."""
+    """Start `recalcd run` with the login of a daemon; settings are fields of Settings. The caller ends it."""
     given = {f"RECALCD_{name.upper()}": str(value) for name, value in settings.items()}
-    environment = os.environ | {"RECALCD_DATABASE_URL": dsn} | given
+    environment = os.environ | {"RECALCD_DATABASE_URL": as_daemon(dsn)} | given
     with log.open("ab") as stderr:
         return subprocess.Popen([sys.executable, "-m", "cli", "run"], env=environment, stderr=stderr)
 

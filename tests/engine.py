@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
+from servers import as_daemon
 from waiting import eventually
 
 from daemon.batch import Batch, Recalculation
@@ -27,8 +29,16 @@ LEDGER_LOCK = "perform outbox.lock_keys('ledger.account', p_keys);"
 LEDGER_READ = "from ledger.entry as e where e.account = any (p_keys) group by e.account"
 """Pieces of the ledger's procedure, for tests that leave one out."""
 
-_LEDGER_SQL = """
-create schema ledger;
+DAEMON_MAY = """
+alter default privileges in schema {0} grant select, insert, update, delete on tables to recalcd_daemon;
+alter default privileges in schema {0} grant usage on sequences to recalcd_daemon;
+grant usage on schema {0} to recalcd_daemon;
+"""
+"""Lets the daemon do in a schema that is empty yet what a procedure needs that runs with its caller's rights."""
+
+_LEDGER_SQL = (
+    f"create schema ledger; {DAEMON_MAY.format('ledger')}"
+    """
 create sequence ledger.call_count;
 create table ledger.entry (
     entry_id bigint generated always as identity primary key, account text not null, amount bigint not null
@@ -84,6 +94,7 @@ end $$;
 
 select outbox.set_topic('ledger.account', 'ledger.recalculate');
 """
+)
 
 
 async def make_ledger(db: asyncpg.Connection, *changes: tuple[str, str]) -> None:
@@ -217,8 +228,17 @@ def impatient(settings: Settings, **update: Any) -> Settings:
 
 
 @asynccontextmanager
-async def on_duty(settings: Settings, *, drain: bool = False, metrics: Metrics | None = None) -> AsyncIterator[Crew]:
-    """Run a daemon in this process while the block runs. What ends it early, ends the block."""
+async def on_duty(
+    settings: Settings, *, drain: bool = False, as_given: bool = False, metrics: Metrics | None = None
+) -> AsyncIterator[Crew]:
+    """Run a daemon in this process while the block runs. What ends it early, ends the block.
+
+    It logs in as one that is only a recalcd_daemon; as_given, as the settings say.
+    """
+    if not as_given:
+        assert settings.database_url is not None
+        dsn = SecretStr(as_daemon(settings.database_url.get_secret_value()))
+        settings = settings.model_copy(update={"database_url": dsn})
     crew = Crew(settings, uuid4(), metrics)
     await crew.prepare()
     serving = asyncio.create_task(crew.serve(drain=drain, hurry=asyncio.Event()))

@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 from engine import LEDGER, drifted, failures, pending, record
+from servers import as_daemon
 from waiting import eventually
 
 from daemon.database import CONNECTION_ERRORS, close
@@ -81,9 +82,14 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def daemon(dsn: str, log: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
-    """Run `recalcd run` while the block runs, appending to the log. Unless its end is waited for, it must live."""
-    started = _start(dsn, log, environment or {})
+async def daemon(
+    dsn: str, log: Path, environment: Mapping[str, str] | None = None, *, as_given: bool = False
+) -> AsyncIterator[Daemon]:
+    """Run `recalcd run` while the block runs, appending to the log. Unless its end is waited for, it must live.
+
+    It logs in as one that is only a recalcd_daemon; as_given, as the DSN says.
+    """
+    started = _start(dsn if as_given else as_daemon(dsn), log, environment or {})
     try:
         yield started
         assert started.process.returncode is not None or started.lives(), f"it ended by itself:\n{started.text()}"

@@ -1,6 +1,7 @@
 """The PostgreSQL of a test run: one server, and in it one migrated database that every test gets a copy of."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -32,6 +33,29 @@ PLACES = (*(str(version) for version in INSTALLATIONS), "docker")
 """What `--pg` may name, besides a URI."""
 
 _numbers = count(1)
+
+
+_RUN = re.compile(r"recalcd_test_[0-9a-f]{12}")
+"""What the databases of a run are called, and some more."""
+
+
+def _daemon_login(database: str) -> str:
+    """Name the login of the daemons in this database: one for each run, since a server may be shared."""
+    match = _RUN.match(database)
+    return f"{match[0] if match else 'recalcd_test'}_daemon"
+
+
+async def add_daemon_login(connection: asyncpg.Connection) -> None:
+    """Make the login that daemons have in the tests: it may do what recalcd_daemon may, and no more."""
+    login = _daemon_login(await connection.fetchval("select current_database()"))
+    await connection.execute(f"create role {login} login password '{login}' in role recalcd_daemon")
+
+
+def as_daemon(dsn: str) -> str:
+    """Return the DSN by which a daemon reaches the same database."""
+    place = urlsplit(dsn)
+    login = _daemon_login(place.path[1:])
+    return place._replace(netloc=f"{login}:{login}@{place.netloc.rpartition('@')[2]}").geturl()
 
 
 @dataclass(frozen=True)
@@ -70,11 +94,13 @@ class TestServer:
         connection = await asyncpg.connect(self.dsn(self.template))
         try:
             await migrations.up(connection)
+            await add_daemon_login(connection)
         finally:
             await connection.close()
 
     async def drop_template(self) -> None:
         await self._administer(f"drop database if exists {self.template} with (force)")
+        await self._administer(f"drop role if exists {_daemon_login(self.template)}")
 
     async def _administer(self, command: str) -> None:
         connection = await asyncpg.connect(self.admin_dsn)

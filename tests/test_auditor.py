@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from engine import LEDGER, events_of, make_ledger, make_topic, on_duty, terminate
-from servers import Connect
+from pydantic import SecretStr
+from servers import Connect, as_daemon
 from structlog.testing import capture_logs
 from waiting import eventually
 
@@ -25,8 +26,9 @@ LIST = """
 
 
 @pytest.fixture
-async def auditor(settings: Settings) -> AsyncIterator[Auditor]:
-    auditor = Auditor(settings.model_copy(update={"verify_keys_per_minute": 60}))
+async def auditor(settings: Settings, dsn: str) -> AsyncIterator[Auditor]:
+    login = SecretStr(as_daemon(dsn))
+    auditor = Auditor(settings.model_copy(update={"database_url": login, "verify_keys_per_minute": 60}))
     yield auditor
     await auditor.close()
 

@@ -180,13 +180,14 @@ async def test_a_lock_timeout_lets_the_others_pass_and_charges_nobody(
 
 @pytest.fixture
 async def role(ledger: asyncpg.Connection, worker: str) -> AsyncIterator[str]:
-    """Make a plain role that may do what a daemon must, and no more."""
+    """Make a role of its own that may do what a daemon must, as where nobody may create recalcd_daemon."""
     name = f"recalcd_{await ledger.fetchval('select oid from pg_database where datname = current_database()')}_{worker}"
     await ledger.execute(f"""
         create role {name} login;
         grant usage on schema outbox, ledger to {name};
         grant select, insert, update, delete on all tables in schema outbox, ledger to {name};
         revoke insert, update, delete on outbox.migration, outbox.routine from {name};
+        grant execute on all routines in schema outbox to {name};
     """)
     yield name
     await ledger.execute(f"drop owned by {name}; drop role {name}")
@@ -208,16 +209,16 @@ async def test_a_daemon_of_a_plain_role_needs_nothing_of_schema_reports(
     ledger: asyncpg.Connection, plain_dsn: str, dsn: str, log: Path
 ) -> None:
     await ledger.execute("revoke usage on schema reports from public")
-    async with daemon(plain_dsn, log) as started, Writer(dsn, ACCOUNTS).at_work():
+    async with daemon(plain_dsn, log, as_given=True) as started, Writer(dsn, ACCOUNTS).at_work():
         await started.until_told(telemetry.BATCH_COMMITTED)
-    async with daemon(plain_dsn, log):
+    async with daemon(plain_dsn, log, as_given=True):
         await recovered(ledger)
 
 
 async def test_a_source_that_may_not_be_read_any_more_is_the_topics_trouble_and_no_keys(
     ledger: asyncpg.Connection, role: str, plain_dsn: str, dsn: str, log: Path
 ) -> None:
-    async with daemon(plain_dsn, log) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
+    async with daemon(plain_dsn, log, as_given=True) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
         await started.until_told(telemetry.BATCH_COMMITTED)
         await ledger.execute(f"revoke select on ledger.entry from {role}")
         await enqueue(ledger, LEDGER, *ACCOUNTS)
@@ -228,27 +229,28 @@ async def test_a_source_that_may_not_be_read_any_more_is_the_topics_trouble_and_
         await ledger.execute(f"grant select on ledger.entry to {role}")
         await started.until_told(telemetry.BATCH_COMMITTED, count=len(started.told(telemetry.BATCH_COMMITTED)) + 1)
     assert not started.told(telemetry.KEY_DIED)
-    async with daemon(plain_dsn, log):
+    async with daemon(plain_dsn, log, as_given=True):
         await recovered(ledger)
 
 
 async def test_an_outbox_that_may_not_be_written_any_more_is_waited_for(
     ledger: asyncpg.Connection, role: str, plain_dsn: str, dsn: str, log: Path
 ) -> None:
-    async with daemon(plain_dsn, log) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
+    async with daemon(plain_dsn, log, as_given=True) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
         await started.until_told(telemetry.BATCH_COMMITTED)
         await ledger.execute(f"revoke delete on outbox.event from {role}")
         (told, *_) = await started.until_told(telemetry.BATCH_RETRIED)
         assert (told["sqlstate"], told["error"]) == ("42501", "permission denied for table event")
         await writer.writes_on()
-        async with daemon(plain_dsn, log.with_name("second.log")) as second:  # as after a restart meanwhile
+        again = log.with_name("second.log")  # as after a restart meanwhile
+        async with daemon(plain_dsn, again, as_given=True) as second:
             await second.until_told(telemetry.BATCH_RETRIED)
             await ledger.execute(f"grant delete on outbox.event to {role}")
             await writer.writes_on()
             assert started.lives()
             assert second.lives()
     assert not started.told(telemetry.KEY_FAILED)
-    async with daemon(plain_dsn, log):
+    async with daemon(plain_dsn, log, as_given=True):
         await recovered(ledger)
 
 
@@ -256,7 +258,7 @@ async def test_a_daemon_that_starts_without_its_privileges_waits_for_them(
     ledger: asyncpg.Connection, role: str, plain_dsn: str, log: Path
 ) -> None:
     await ledger.execute(f"revoke usage on schema outbox from {role}; select ledger.record('a', 1)")
-    async with daemon(plain_dsn, log) as started:
+    async with daemon(plain_dsn, log, as_given=True) as started:
         (told, *_) = await started.until_told(telemetry.DATABASE_AWAITED)
         assert "permission denied for schema outbox" in told["error"]
         await ledger.execute(f"grant usage on schema outbox to {role}")
@@ -280,7 +282,7 @@ async def test_a_daemon_that_starts_while_its_tables_are_locked_waits_for_them(
 async def test_a_login_that_is_taken_away_and_given_back_costs_a_running_daemon_nothing(
     ledger: asyncpg.Connection, role: str, plain_dsn: str, dsn: str, log: Path
 ) -> None:
-    async with daemon(plain_dsn, log) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
+    async with daemon(plain_dsn, log, as_given=True) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
         await started.until_told(telemetry.BATCH_COMMITTED)
         await ledger.execute(f"alter role {role} nologin")
         await ledger.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", role)
@@ -289,7 +291,7 @@ async def test_a_login_that_is_taken_away_and_given_back_costs_a_running_daemon_
         await writer.writes_on()
         await ledger.execute(f"alter role {role} login")
         await started.until_told(telemetry.BATCH_COMMITTED, count=len(started.told(telemetry.BATCH_COMMITTED)) + 1)
-    async with daemon(plain_dsn, log):
+    async with daemon(plain_dsn, log, as_given=True):
         await recovered(ledger)
 
 
@@ -302,11 +304,11 @@ async def test_daemons_of_different_roles_see_that_the_other_one_lives(
 
     async with daemon(dsn, log) as first:
         await first.until_told(telemetry.LISTENER_STARTED)
-        async with daemon(plain_dsn, log.with_name("plain.log")) as plain:
+        async with daemon(plain_dsn, log.with_name("plain.log"), as_given=True) as plain:
             await plain.until_told(telemetry.LISTENER_STARTED)
             assert "vanished" not in await states()
             await first.kill()
-            async with daemon(plain_dsn, log.with_name("third.log")) as third:
+            async with daemon(plain_dsn, log.with_name("third.log"), as_given=True) as third:
                 await third.until_told(telemetry.LISTENER_STARTED)
                 assert (await states())[0] == "vanished"
 
@@ -318,9 +320,10 @@ async def test_daemons_of_different_roles_see_that_the_other_one_lives(
 async def test_a_schema_migrated_down_and_up_beneath_a_daemon_ends_it_and_loses_nothing(
     ledger: asyncpg.Connection, connect: Connect, dsn: str, log: Path, to: int
 ) -> None:
+    """Daemons of the owner: a recalcd_daemon loses its privileges with the schema, and waits for them, as above."""
     admin = await connect("migration")
     await migrations.down(admin, set_names=["reports"])
-    async with daemon(dsn, log) as started:
+    async with daemon(dsn, log, as_given=True) as started:
         async with Writer(dsn, ACCOUNTS).at_work():
             await started.until_told(telemetry.BATCH_COMMITTED)
         await until_empty(ledger)  # or going down is refused
@@ -333,7 +336,7 @@ async def test_a_schema_migrated_down_and_up_beneath_a_daemon_ends_it_and_loses_
             )
         assert await started.exit_code() == 4
         assert "The schema changed beneath the daemon" in started.text()
-    async with daemon(dsn, log.with_name("again.log")) as again:  # as systemd would
+    async with daemon(dsn, log.with_name("again.log"), as_given=True) as again:  # as systemd would
         assert await again.exit_code() == 4
         assert "Run `recalcd migrate up`." in again.text()
     await migrations.up(admin)

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from engine import make_ledger
 from process import PROMPT, WITHIN_S, recovered
+from servers import as_daemon
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "2>&1 | true"], ids=["closed", "full", "a broken pipe"])
@@ -32,5 +33,5 @@ async def test_a_stderr_that_takes_nothing_stops_nothing(db: asyncpg.Connection,
 def _start(dsn: str, closed: str) -> subprocess.Popen[bytes]:
     """Run a daemon with its stderr like that, and print its exit code."""
     command = f"exec 3>&1; {{ {sys.executable} -m cli run; echo $? >&3; }} {closed}"
-    environment = {**os.environ, "RECALCD_DATABASE_URL": dsn, **PROMPT, "RECALCD_LOG_FORMAT": "auto"}
+    environment = {**os.environ, "RECALCD_DATABASE_URL": as_daemon(dsn), **PROMPT, "RECALCD_LOG_FORMAT": "auto"}
     return subprocess.Popen(["bash", "-c", command], env=environment, stdout=subprocess.PIPE, start_new_session=True)

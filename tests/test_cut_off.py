@@ -31,7 +31,7 @@ from engine import (
 )
 from proxy import proxy_to
 from pydantic import SecretStr
-from servers import Connect
+from servers import Connect, add_daemon_login, as_daemon
 from waiting import eventually, wait_until_blocked
 
 from daemon import migrations, telemetry
@@ -102,7 +102,7 @@ async def test_told_to_stop_while_every_link_hangs_it_ends_in_time_and_charges_n
     await gate.execute(f"select pg_advisory_lock({GATE})")
     grace_s, command = 2, [sys.executable, "-m", "cli", "run"]
     async with proxy_to(dsn) as proxy:
-        with running(command, tmp_path / "log", database_url=proxy.dsn, stop_grace_s=grace_s) as daemon:
+        with running(command, tmp_path / "log", database_url=as_daemon(proxy.dsn), stop_grace_s=grace_s) as daemon:
             await started(db)
             await enqueue(db, "t", "k")
             await wait_until_blocked(db, WORKER)
@@ -182,6 +182,7 @@ async def far_dsn(network: Network) -> AsyncIterator[tuple[str, str]]:
         server.start()
         connection = await asyncpg.connect(server.dsn())
         await migrations.up(connection)
+        await add_daemon_login(connection)
         await connection.close()
         yield server.dsn(), f"postgresql://postgres@{network.server}:{PORT}/postgres"
     finally:
@@ -200,7 +201,7 @@ async def test_a_host_that_vanishes_is_given_up_by_both_kernels_and_its_keys_are
     await gate.execute(f"select pg_advisory_lock({GATE})")
     command = ["ip", "netns", "exec", network.name, sys.executable, "-c", RUN_IMPATIENTLY]
     rare = {"heartbeat_s": 3600, "poll_interval_s": 3600, "linger_s": 0}  # only the kernels notice anything
-    with running(command, tmp_path / "log", database_url=far, **rare) as daemon:
+    with running(command, tmp_path / "log", database_url=as_daemon(far), **rare) as daemon:
         await started(db)
         await enqueue(db, "t", "k")
         await wait_until_blocked(db, WORKER)

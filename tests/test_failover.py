@@ -19,6 +19,7 @@ from asyncpg.connect_utils import SessionAttribute
 from daemons import daemon_process
 from engine import asleep, audit, drifted, failures, make_ledger, record, sessions, until_empty
 from pair import Pair, cut_off, follows, promote, rejoin, running_pair, session
+from servers import add_daemon_login
 from waiting import eventually
 
 from daemon import migrations
@@ -104,6 +105,7 @@ async def pair() -> AsyncIterator[Pair]:
     async with running_pair() as pair:
         async with session(pair.first) as db:
             await migrations.up(db)
+            await add_daemon_login(db)
             await make_ledger(db)
             await db.execute("alter system set wal_keep_size = '512MB'")  # for pg_rewind, by way of the file it reads
         await follows(pair.first)

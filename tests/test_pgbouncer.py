@@ -46,6 +46,7 @@ async def session_pooler(dsn: str) -> AsyncIterator[Pooler]:
 
 
 def behind(pooler: Pooler, settings: Settings, **update: Any) -> Settings:
+    """Log in as the tests do, so as_given: a pool is one login's, and they look into what a daemon left in it."""
     return impatient(settings, database_url=SecretStr(pooler.dsn), **update)
 
 
@@ -105,7 +106,7 @@ async def test_a_daemon_behind_transaction_pooling_polls_says_so_and_loses_nothi
     await make_ledger(db)
     await make_topic(db, "t")
     keys = [f"k{number:03}" for number in range(100)]
-    async with on_duty(behind(transaction_pooler, settings, workers=2)) as crew:
+    async with on_duty(behind(transaction_pooler, settings, workers=2), as_given=True) as crew:
         await eventually(told(logged, telemetry.LISTENER_DEGRADED))
         assert crew._doorbell.is_degraded
         for key in keys:
@@ -131,7 +132,7 @@ async def test_a_pooler_that_tracks_prepared_statements_or_could_makes_no_differ
     await make_topic(db, "t")
     async with (
         pgbouncer(dsn, "transaction", max_prepared_statements=statements) as pooler,
-        on_duty(behind(pooler, settings)),
+        on_duty(behind(pooler, settings), as_given=True),
     ):
         await enqueue(db, "t", *(f"k{number}" for number in range(100)))
         await until_empty(db)
@@ -167,7 +168,7 @@ async def test_a_transaction_pooler_that_keeps_its_clients_apart_for_once_is_fou
     monkeypatch.setattr(daemon.doorbell, "is_shared", seems_private)
     await make_ledger(db)
     await make_topic(db, "t")
-    async with on_duty(behind(transaction_pooler, settings, heartbeat_timeout_s=2)):
+    async with on_duty(behind(transaction_pooler, settings, heartbeat_timeout_s=2), as_given=True):
         await eventually(told(logged, telemetry.LISTENER_DEGRADED))
         await enqueue(db, "t", "k")
         await until_empty(db)
@@ -182,7 +183,7 @@ async def test_a_recalculation_longer_than_the_heartbeat_is_left_in_peace_behind
     await make_ledger(db)
     await make_topic(db, "t", "perform pg_sleep(2);")
     beat = {"workers": 1, "heartbeat_s": 0.2, "heartbeat_timeout_s": 0.2}
-    async with on_duty(behind(transaction_pooler, settings, wake="poll", **beat)) as crew:
+    async with on_duty(behind(transaction_pooler, settings, wake="poll", **beat), as_given=True) as crew:
 
         async def is_connected() -> bool:
             return crew._workers[0]._session is not None
@@ -209,7 +210,7 @@ async def test_a_daemon_behind_session_pooling_has_all_it_needs(
 ) -> None:
     await make_ledger(db)
     await make_topic(db, "t")
-    async with on_duty(behind(session_pooler, settings, poll_interval_s=3600)) as crew:
+    async with on_duty(behind(session_pooler, settings, poll_interval_s=3600), as_given=True) as crew:
         await asleep(db)
         await enqueue(db, "t", "k")
         await until_empty(db)
@@ -281,7 +282,7 @@ async def test_a_pool_that_is_full_is_waited_for(
     """All sessions of the pool are held by applications: the daemon waits its turn, and loses nothing."""
     await make_ledger(db)
     await make_topic(db, "t")
-    async with on_duty(behind(transaction_pooler, settings, connect_timeout_s=0.5)):
+    async with on_duty(behind(transaction_pooler, settings, connect_timeout_s=0.5), as_given=True):
         greedy = [await transaction_pooler.connect() for _ in range(POOL_SIZE)]
         for client in greedy:
             await client.execute("begin")

@@ -21,7 +21,7 @@ from engine import LEDGER, audit, enqueue, failures, impatient, make_ledger, on_
 from histories import ARGUMENTS, write
 from oracle import drift
 from school import School, found
-from servers import Connect
+from servers import Connect, as_daemon
 from waiting import eventually
 
 from daemon.settings import Settings
@@ -144,7 +144,7 @@ async def test_backends_that_are_killed_all_the_time_cost_no_event(
 @contextlib.contextmanager
 def process(dsn: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run `recalcd run` while the block runs."""
-    environment = os.environ | {"RECALCD_DATABASE_URL": dsn, "RECALCD_POLL_INTERVAL_S": "0.5"}
+    environment = os.environ | {"RECALCD_DATABASE_URL": as_daemon(dsn), "RECALCD_POLL_INTERVAL_S": "0.5"}
     with log.open("ab") as stderr:
         started = subprocess.Popen([sys.executable, "-m", "cli", "run"], env=environment, stderr=stderr)
     try:

@@ -32,7 +32,7 @@ from engine import (
     until_empty,
 )
 from pydantic import SecretStr
-from servers import Connect
+from servers import Connect, as_daemon
 from waiting import eventually, wait_until_blocked
 
 from daemon import migrations, telemetry
@@ -80,6 +80,12 @@ class Running:
 
 
 Run = Callable[..., Any]
+
+
+@pytest.fixture
+def settings(settings: Settings, dsn: str) -> Settings:
+    """Log in as a daemon does."""
+    return settings.model_copy(update={"database_url": SecretStr(as_daemon(dsn))})
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ async def test_waiting_with_a_snapshot_that_never_changes_is_refused(db: asyncpg
 
 async def test_readers_need_no_privilege_on_the_tables(db: asyncpg.Connection) -> None:
     role = await db.fetchval("select current_database() || '_reader'")
-    await db.execute(f"create role {role}; grant usage on schema outbox to {role}")
+    await db.execute(f"create role {role} in role recalcd_reader")
     try:
         await db.execute(f"set role {role}")
         assert await db.fetchval(FRESH)

@@ -184,7 +184,7 @@ async def test_a_routine_that_is_gone_or_forbidden_is_no_keys_fault(db: asyncpg.
     await call(db)
     role = await db.fetchval("select current_database() || '_daemon'")
     await db.execute(f"""
-        create role {role}; grant usage on schema outbox, app to {role}; grant select on outbox.topic to {role};
+        create role {role} in role recalcd_daemon; grant usage on schema app to {role};
         revoke execute on procedure app.recalculate_it from public
     """)
     try:

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
-from engine import make_ledger
+from engine import DAEMON_MAY, make_ledger
 from proxy import Proxy, proxy_to
+from servers import add_daemon_login
 
 from daemon import migrations, sample_school
 from daemon.embedded import EmbeddedPostgres, embedded_postgres
@@ -43,6 +44,7 @@ FRAGILE_KEYS = [f"fragile {number:02}" for number in range(20)]
 
 _FRAGILE_SQL = f"""
 create schema fragile;
+{DAEMON_MAY.format("fragile")}
 create table fragile.source (key text primary key, value bigint not null);
 create table fragile.cache (key text primary key, value bigint not null);
 create table fragile.poison (key text primary key, kind text not null);
@@ -127,6 +129,7 @@ async def stage(seed: int) -> AsyncIterator[Stage]:
 async def _furnish(dsn: str) -> None:
     db = await asyncpg.connect(dsn)
     await migrations.up(db)
+    await add_daemon_login(db)
     await sample_school.load(db, students=PUPILS, groups=4, timeframes=3, units=6, feedback=FEEDBACK)
     await make_ledger(db)
     await db.execute(_FRAGILE_SQL)

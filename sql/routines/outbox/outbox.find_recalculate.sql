@@ -1,4 +1,5 @@
--- Find the routine that a topic names, among those whose signature serves; the one that reports changes is preferred.
+-- Find the routine that a topic names, among those whose signature serves and whose owner is trusted; the one that reports
+-- changes is preferred. Its call names the type of its null, or a namesake that takes anything else there would be called.
 --   Takes    p_name: schema.name, quoted as SQL would quote it; no argument list.
 --   Returns  routine: null when there is none. call: the statement that calls it with the keys as $1.
 --            reports: whether it returns the keys that changed.
@@ -10,7 +11,7 @@ as $$
     )
     select p.oid,
            format(
-               case when p.prokind = 'f' then 'select %I.%I($1)' when p.pronargs = 2 then 'call %I.%I($1, null)' else 'call %I.%I($1)' end,
+               case when p.prokind = 'f' then 'select %I.%I($1)' when p.pronargs = 2 then 'call %I.%I($1, null::pg_catalog.text[])' else 'call %I.%I($1)' end,
                n.nspname, p.proname
            ),
            p.pronargs = 2 or p.prorettype = 'text[]'::regtype
@@ -20,6 +21,7 @@ as $$
     where cardinality(w.ident) = 2
       and p.proargtypes[0] = 'text[]'::regtype
       and not p.proretset and p.provariadic = 0
+      and outbox.is_trusted(p.proowner, n.nspowner)
       and case p.prokind
               when 'p' then p.pronargs = 1 and p.proargmodes is null
                             or p.pronargs = 2 and p.proargtypes[1] = 'text[]'::regtype and p.proargmodes = '{i,b}'

@@ -2,7 +2,7 @@
 --   Takes    p_key: the id of a pupil as text.
 --   Errors   22P02 the key is not the id of a pupil.
 create or replace function reports.describe_student(p_key text) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp
+language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select jsonb_build_object(
         'report_student_rollups', (

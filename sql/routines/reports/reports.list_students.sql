@@ -3,7 +3,7 @@
 --   Takes    p_after: the last key of the page before; null for the first. p_limit: most keys of the page.
 --   Errors   22P02 p_after is not a key: start again, with null.
 create or replace function reports.list_students(p_after text, p_limit integer) returns setof text
-language sql stable set search_path = pg_catalog, pg_temp
+language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select k.student_id::text
     from (select coalesce(p_after, '00000000-0000-0000-0000-000000000000')::uuid as first) as b
@@ -30,7 +30,7 @@ comment on function reports.list_students(text, integer) is 'Page through the ke
 --            has no row for the pupil.
 --   Errors   22023 there is no such part, or no such cohort.   22P02 p_after is not a key.
 create or replace function reports.list_students(p_after text, p_limit integer, p_part jsonb) returns setof text
-language plpgsql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_cohort text := p_part ->> 'cohort';

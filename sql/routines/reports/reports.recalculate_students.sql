@@ -10,7 +10,7 @@
 -- cached in full joins: they find new, changed and stale rows at once, and can't be planned as nested loops, however
 -- wrong the statistics are.
 create or replace procedure reports.recalculate_students(in p_keys text[], inout p_changed_keys text[] default null)
-language plpgsql set search_path = pg_catalog, pg_temp
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 set jit = off set work_mem = '32MB' -- compiling and spilling would cost a batch more than its work
 as $$
 declare

@@ -8,7 +8,7 @@
 -- that began before the cached rows were changed and committed afterwards looks older, unless commit times are tracked.
 create or replace function reports.written_since(p_keys text[], p_limit integer)
 returns table (key text, source text, row_key jsonb, written_at timestamptz)
-language sql stable set search_path = pg_catalog, pg_temp
+language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     with pupil as materialized (
         select s.student_id, min(c.age) as cached_age, max(c.calculated_at) as calculated_at

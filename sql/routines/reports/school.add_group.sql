@@ -2,7 +2,7 @@
 --   Returns  its id.
 --   Errors   SC009 name empty or too long.
 create or replace function school.add_group(p_name text) returns uuid
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_group_id uuid;

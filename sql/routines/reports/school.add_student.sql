@@ -3,7 +3,7 @@
 --   Returns  the pupil's id.
 --   Errors   SC008 unknown cohort.   SC009 name empty or too long.   SC012 wrong isolation level.
 create or replace function school.add_student(p_cohort_id uuid, p_name text) returns uuid
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_student_id uuid;

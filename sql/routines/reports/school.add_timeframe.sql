@@ -4,7 +4,7 @@
 --   Returns  its id.
 --   Errors   SC009 name empty or too long.   SC010 it ends before it starts.   SC012 wrong isolation level.
 create or replace function school.add_timeframe(p_name text, p_starts_on date, p_ends_on date) returns uuid
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_timeframe_id uuid;

@@ -2,7 +2,7 @@
 --   Returns  its id.
 --   Errors   SC009 subject or title empty or too long.
 create or replace function school.add_unit(p_subject text, p_title text) returns uuid
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_unit_id uuid;

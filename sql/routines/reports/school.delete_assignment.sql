@@ -2,7 +2,7 @@
 --   Locks    as school.lock_assignment; then the feedback.
 --   Errors   SC003 unknown assignment.   SC012 wrong isolation level.   40001 somebody moved it at the same time: try again.
 create or replace function school.delete_assignment(p_assignment_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_keys text[];

@@ -2,7 +2,7 @@
 --   Locks    the cohort, for update: it waits for pupils who are being added or moved to it.
 --   Errors   SC008 unknown cohort.   SC011 it has pupils.   SC012 wrong isolation level.
 create or replace function school.delete_cohort(p_cohort_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.require_read_committed();

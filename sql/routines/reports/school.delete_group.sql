@@ -3,7 +3,7 @@
 --   Locks    the group, for update; then as school.drop_assignments.
 --   Errors   SC005 unknown group.   SC012 wrong isolation level.
 create or replace function school.delete_group(p_group_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_assignment_ids uuid[];

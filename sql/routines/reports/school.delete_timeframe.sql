@@ -2,7 +2,7 @@
 --   Locks    as school.enqueue_everybody; then the timeframe.
 --   Errors   SC007 unknown timeframe.   SC012 wrong isolation level.   SC013 it is the timeframe all.
 create or replace function school.delete_timeframe(p_timeframe_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.refuse_all(p_timeframe_id);

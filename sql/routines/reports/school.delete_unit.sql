@@ -3,7 +3,7 @@
 --   Locks    as school.lock_unit_alone; then as school.drop_assignments.
 --   Errors   SC006 unknown unit.   SC012 wrong isolation level.
 create or replace function school.delete_unit(p_unit_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_assignment_ids uuid[];

@@ -8,7 +8,7 @@ create or replace function school.edit_assignment(
     p_assignment_id uuid, p_group_id uuid default null, p_unit_id uuid default null, p_level integer default null,
     p_kind text default null, p_assigned_on date default null
 ) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_old record;

@@ -2,7 +2,7 @@
 --   Returns  whether anything changed.
 --   Errors   SC008 unknown cohort.   SC009 name empty or too long.
 create or replace function school.edit_cohort(p_cohort_id uuid, p_name text) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.check_text('p_name', p_name);

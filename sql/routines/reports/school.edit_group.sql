@@ -2,7 +2,7 @@
 --   Returns  whether anything changed.
 --   Errors   SC005 unknown group.   SC009 name empty or too long.
 create or replace function school.edit_group(p_group_id uuid, p_name text) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.check_text('p_name', p_name);

@@ -7,7 +7,7 @@
 create or replace function school.edit_timeframe(
     p_timeframe_id uuid, p_name text default null, p_starts_on date default null, p_ends_on date default null
 ) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_old school.timeframe;

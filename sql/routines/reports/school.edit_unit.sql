@@ -5,7 +5,7 @@
 --   Errors   SC006 unknown unit.   SC009 subject or title empty or too long.   SC012 wrong isolation level.
 create or replace function school.edit_unit(p_unit_id uuid, p_subject text default null, p_title text default null)
 returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_subject text;

@@ -3,7 +3,7 @@
 --   Returns  whether anything changed; joining again does nothing.
 --   Errors   SC002 unknown pupil.   SC005 unknown group.   SC012 wrong isolation level.
 create or replace function school.join_group(p_student_id uuid, p_group_id uuid) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.lock_pupil(p_student_id);

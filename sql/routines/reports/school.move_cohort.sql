@@ -3,7 +3,7 @@
 --   Returns  whether anything changed; moving to where the pupil is does nothing.
 --   Errors   SC002 unknown pupil.   SC008 unknown cohort.   SC012 wrong isolation level.
 create or replace function school.move_cohort(p_student_id uuid, p_cohort_id uuid) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.lock_pupil(p_student_id, true);

@@ -10,7 +10,7 @@
 create or replace function school.record_feedback(
     p_assignment_id uuid, p_student_id uuid, p_score numeric, p_comment text default null, p_given_by uuid default null
 ) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_group_id uuid;

@@ -2,7 +2,7 @@
 --   Locks    the pupil, for update: it waits for feedback in flight; then the pupil's feedback, in the order of all locks.
 --   Errors   SC002 unknown pupil.   SC012 wrong isolation level.
 create or replace function school.remove_student(p_student_id uuid) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.lock_pupil(p_student_id, true);

@@ -3,7 +3,7 @@
 --   Returns  whether there was any; nothing to retract is no error, so that a repeated call is harmless.
 --   Errors   SC012 wrong isolation level.
 create or replace function school.retract_feedback(p_assignment_id uuid, p_student_id uuid) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform school.require_read_committed();

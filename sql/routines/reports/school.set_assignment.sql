@@ -5,7 +5,7 @@
 create or replace function school.set_assignment(
     p_group_id uuid, p_unit_id uuid, p_level integer, p_kind text, p_assigned_on date default current_date
 ) returns uuid
-language plpgsql volatile set search_path = pg_catalog, pg_temp
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_assignment_id uuid;
