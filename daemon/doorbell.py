@@ -150,7 +150,8 @@ class Doorbell:
                 self._settings.linger_poll_s if lingering else self._asleep_s or self._settings.poll_only_interval_s
             )
             try:
-                await asyncio.wait_for(self._activity.stirred(), pause_s * random.uniform(0.8, 1.0))
+                async with asyncio.timeout(pause_s * random.uniform(0.8, 1.0)):
+                    await self._activity.stirred()
             except TimeoutError:
                 self._alarm.ring()
 
@@ -282,7 +283,8 @@ class Doorbell:
     async def _doze(self, waker: Awaitable[object]) -> None:
         """Sleep a little, longer each time, and let an idle worker look; until the waker's time has come."""
         try:
-            await asyncio.wait_for(waker, self._doze_s)
+            async with asyncio.timeout(self._doze_s):
+                await waker
             self._doze_s = DOZE_S
         except TimeoutError:
             self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)

@@ -63,7 +63,8 @@ class Housekeeper:
                 systemd.status(f"without the database: {facts['error']}")
             self.pulse.beat(ROUND_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._shared.housekeeping.wait(), ROUND_S * random.uniform(0.8, 1.0))
+                async with asyncio.timeout(ROUND_S * random.uniform(0.8, 1.0)):
+                    await self._shared.housekeeping.wait()
 
     async def make_round(self) -> None:
         """Say that we live, learn whether somebody vanished, mend what a clock left, see to partitions when due.

@@ -72,7 +72,8 @@ class Tail:
                 yield line
             await asyncio.sleep(BREATH_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._rung.wait(), POLL_S - BREATH_S)
+                async with asyncio.timeout(POLL_S - BREATH_S):
+                    await self._rung.wait()
 
     async def _look(self, most: int | None) -> list[Line]:
         """Return what is new, oldest first."""

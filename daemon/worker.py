@@ -111,7 +111,8 @@ class Worker:
     async def _pause(self, seconds: float) -> None:
         self.pulse.beat(seconds)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._shared.stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._shared.stopping.wait()
 
     async def _turn(self) -> bool:
         """Run one batch; false when there is nothing to do."""

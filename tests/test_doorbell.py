@@ -88,6 +88,23 @@ async def test_a_bell_is_not_armed_while_a_worker_has_a_batch_in_hand(
     assert not any(tries)
 
 
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_doze_that_ends_just_as_the_daemon_stops_does_not_swallow_the_stop(
+    settings: Settings, ticks: int
+) -> None:
+    """As asyncio.wait_for does before Python 3.12: the doorbell went on, and the daemon waited for its end for ever."""
+    doorbell = Doorbell(settings, uuid4(), Alarm(), Activity(1.0), Hints(0.25))
+    doorbell._doze_s, rested = 60.0, asyncio.Event()
+    dozing = asyncio.create_task(doorbell._doze(rested.wait()))
+    await asyncio.sleep(0.001)
+    rested.set()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    is_asked = dozing.cancel()
+    await asyncio.wait([dozing])
+    assert dozing.cancelled() == is_asked
+
+
 async def test_a_ring_wakes_one_of_those_who_wait() -> None:
     alarm = Alarm()
     await alarm.wait()

@@ -89,7 +89,8 @@ class Play:
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stage.stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.stage.stopping.wait()
         while self.stage.is_calm and not self.stage.stopping.is_set():  # noqa: ASYNC110  # until either
             await asyncio.sleep(0.1)
 
