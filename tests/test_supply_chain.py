@@ -19,7 +19,7 @@ OURS = [
 
 def pins() -> dict[str, list[str]]:
     """Return the version and the hashes of every pinned package."""
-    text = (ROOT / "constraints.txt").read_text("utf-8").replace("\\\n", " ")
+    text = (ROOT / "systemd" / "constraints.txt").read_text("utf-8").replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
     return {line[0].partition("==")[0]: [line[0].partition("==")[2], *line[1:]] for line in lines}
 
