@@ -36,7 +36,8 @@ class Session:
     server_started_at: datetime
     server_pids: frozenset[str]
     is_direct: bool
-    """False behind a pooler: the session that answered may serve somebody else by now."""
+    """False behind a pooler: the session that answered may serve somebody else by now. And where the server does not say
+    when it began, as to a login that `alter role … set role` makes another: one can't be told from a later one."""
 
     @property
     def can_write(self) -> bool:
@@ -109,7 +110,7 @@ async def open_session(settings: Settings, *, application_name: str) -> Session:
         row["started_at"],
         row["server_started_at"],
         frozenset(row["server_pids"]),
-        is_direct=row["pid"] == opened.get_server_pid(),
+        is_direct=row["pid"] == opened.get_server_pid() and row["started_at"] is not None,
     )
 
 

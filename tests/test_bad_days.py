@@ -16,11 +16,14 @@ import pytest
 from engine import LEDGER, enqueue, failures, make_ledger, numbered, pending, until_empty
 from oracle import drift
 from process import Daemon, Writer, charged, daemon, recovered
+from pydantic import SecretStr
 from school import School, found
 from servers import Connect
 from waiting import eventually, wait_until_blocked
 
 from daemon import migrations, telemetry
+from daemon.session import open_session
+from daemon.settings import Settings
 
 WORKER = "recalcd worker"
 ACCOUNTS = numbered(12)
@@ -263,6 +266,25 @@ async def test_a_daemon_that_starts_without_its_privileges_waits_for_them(
         assert "permission denied for schema outbox" in told["error"]
         await ledger.execute(f"grant usage on schema outbox to {role}")
         await recovered(ledger)
+
+
+async def test_a_login_that_becomes_another_role_serves_as_any_other(
+    ledger: asyncpg.Connection, role: str, plain_dsn: str, log: Path, settings: Settings
+) -> None:
+    """The server hides from it when its sessions began, so nobody can ask what has become of them."""
+    login = f"{role}_login"
+    await ledger.execute(f"create role {login} login noinherit in role {role}; alter role {login} set role = {role}")
+    try:
+        async with daemon(dsn_of(login, plain_dsn), log, as_given=True):
+            for amount in range(3):
+                await ledger.execute("select ledger.record('a', $1)", amount)
+                await recovered(ledger)
+        its_own = settings.model_copy(update={"database_url": SecretStr(dsn_of(login, plain_dsn))})
+        opened = await open_session(its_own, application_name="test")
+        assert not opened.is_direct
+        await opened.connection.close()
+    finally:
+        await ledger.execute(f"drop role {login}")
 
 
 async def test_a_daemon_that_starts_while_its_tables_are_locked_waits_for_them(

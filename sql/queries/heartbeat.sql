@@ -19,7 +19,7 @@ with vanished as (
     where d.ended_at < clock_timestamp() - interval '7 days'
 ), alive as (
     insert into outbox.daemon as d (daemon_id, host, pid, version, state, backend_pid, backend_started_at)
-    select $1::uuid, $2::text, $3::integer, $4::text, $5::text, a.pid, a.backend_start
+    select $1::uuid, $2::text, $3::integer, $4::text, $5::text, a.pid, coalesce(a.backend_start, clock_timestamp())
     from pg_stat_activity as a
     where a.pid = pg_backend_pid()
     on conflict (daemon_id) do update set
