@@ -137,10 +137,16 @@ async def _open(dsn: str, settings: Settings, application_name: str, *, read_wri
     except DATABASE_ERRORS as error:
         if of_tls := tls.refusal(error):
             raise of_tls from None
-        remedy = _REMEDIES.get(type(error), "Is it running, and is RECALCD_DATABASE_URL right?")
-        raise DatabaseUnavailable(f"No connection to the database: {_sentence(error)} {remedy}") from None
+        raise DatabaseUnavailable(f"No connection to the database: {_sentence(error)} {_remedy(error, dsn)}") from None
     _keep_alive(opened)
     return opened
+
+
+def _remedy(error: BaseException, dsn: str) -> str:
+    """Return what to do. A server that refuses our certificate hangs up, and its reason may be lost on the way."""
+    if isinstance(error, asyncpg.PostgresConnectionError) and "sslcert=" in dsn:
+        return "Does it accept the certificate of sslcert=? Its log says."
+    return _REMEDIES.get(type(error), "Is it running, and is RECALCD_DATABASE_URL right?")
 
 
 async def _dial(dsn: str, settings: Settings, application_name: str, *, read_write: bool) -> asyncpg.Connection:

@@ -36,8 +36,8 @@ class Session:
     server_started_at: datetime
     server_pids: frozenset[str]
     is_direct: bool
-    """False behind a pooler: the session that answered may serve somebody else by now. And where the server does not say
-    when it began, as to a login that `alter role … set role` makes another: one can't be told from a later one."""
+    """False behind a pooler: the session that answered may serve somebody else by now. And where the server does not
+    say when it began, as to a login that `alter role … set role` makes another: one can't be told from a later one."""
 
     @property
     def can_write(self) -> bool:

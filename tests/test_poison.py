@@ -423,7 +423,7 @@ async def test_a_key_for_which_the_kernel_kills_a_backend_is_dead_in_the_end_and
         await make_poison(first, "killer", Poison("copy (select 1) to program 'kill -9 $PPID';", "RC006"))
         await first.execute(f"select pg_advisory_lock({GATE})")  # till the crash
         await enqueue(first, "slow", "innocent")
-        with daemon_on(server.dsn(), tmp_path, WORKERS="2"):
+        with daemon_on(server.dsn(), tmp_path, as_given=True, WORKERS="2"):  # a superuser, who may run programs
             await wait_until_blocked(first, "recalcd worker")
             await enqueue(first, "killer", *CROWD)
             await after_crashes(server, innocent_is_done)

@@ -150,8 +150,13 @@ async def test_a_client_certificate_of_a_stranger_is_refused(
 ) -> None:
     certificate, key = other_authority.sign(CLERK, "impostor")
     shown = {**full(authority), "sslcert": certificate, "sslkey": key}
-    said = await refused(postgres.uri(user=CLERK, **shown))
-    assert "The server refuses our certificate: unknown ca. Let sslcert= name one that is valid" in said
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await link(postgres.uri(user=CLERK, **shown))
+    said = str(caught.value)
+    if type(caught.value) is DatabaseRefuses:
+        assert "The server refuses our certificate: unknown ca. Let sslcert= name one that is valid" in said
+    else:  # the server hung up before it had read all, which makes the kernel discard its last words
+        assert "closed in the middle of operation. Does it accept the certificate of sslcert=? Its log says." in said
 
 
 async def test_a_key_of_another_certificate_is_refused(postgres: TlsPostgres, authority: Authority) -> None:
