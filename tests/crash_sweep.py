@@ -43,7 +43,9 @@ async def record(world: World, scenario: Scenario) -> list[Point]:
     first, second = [(await scenario.run(world)).points for _ in range(2)]
     concerned = [each for each in first if not scenario.sessions or each.session in scenario.sessions]
     again, chosen = {*second}, representative(concerned)
-    return [each for each in chosen if each in again and (each.occurrence <= SURE_ROUNDS or each.session not in POLLING)]
+    return [
+        each for each in chosen if each in again and (each.occurrence <= SURE_ROUNDS or each.session not in POLLING)
+    ]
 
 
 def representative(points: Sequence[Point]) -> list[Point]:
