@@ -31,9 +31,15 @@ begin
 end $$;
 """
 
+# Who waits for autovacuum, as while it truncates a table, goes on by himself.
 _WAITING = """
 select l.pid, l.locktype = 'advisory' and l.classid = 4712 and l.objsubid = 2 as is_at_gate
-from pg_locks as l where not l.granted
+from pg_locks as l
+where not l.granted
+  and exists (
+      select from pg_stat_activity as a
+      where a.pid = any (pg_blocking_pids(l.pid)) and a.backend_type = 'client backend'
+  )
 """
 
 

@@ -129,13 +129,17 @@ async def test_a_server_that_turns_read_only_for_a_while_is_waited_for(
     ledger: asyncpg.Connection, dsn: str, log: Path
 ) -> None:
     async with daemon(dsn, log) as started, Writer(dsn, ACCOUNTS).at_work() as writer:
+
+        async def is_refused() -> bool:
+            return "25006" in writer.refused
+
         await started.until_told(telemetry.BATCH_COMMITTED)
         await ledger.execute("alter system set default_transaction_read_only = on")
         try:
             await ledger.execute("select pg_reload_conf()")
             told = await started.until_told(telemetry.BATCH_RETRIED, error_type="DatabaseUnavailable")
             assert told[0]["error"].startswith("The database is read-only")
-            assert "25006" in writer.refused
+            await eventually(is_refused, timeout_s=WITHIN_S)
         finally:
             await ledger.execute("alter system reset default_transaction_read_only")
             await ledger.execute("select pg_reload_conf()")
