@@ -204,14 +204,17 @@ async def test_a_listener_that_can_not_be_read_is_ended_and_with_it_its_hold_on_
 ) -> None:
     async with on_duty(through(heartbeat_s=3 * BEAT_S)):
         await asleep(db)
+        stalled = await listener_waits_for(db)
+        assert stalled is not None
+        pid = stalled["pid"]
         proxy.of(LISTENER)[0].stall("down")
 
-        async def is_stuck() -> Any:
-            await db.execute("select pg_notify('outbox', repeat('x', 7000) || g) from generate_series(1, 500) as g")
+        async def is_stuck() -> bool:
+            await db.execute("select pg_notify('outbox', repeat('x', 7000) || g) from generate_series(1, 2000) as g")
             listener = await listener_waits_for(db)
-            return listener and listener["wait_event"] == "ClientWrite" and listener["pid"]
+            return listener is not None and (listener["pid"], listener["wait_event"]) == (pid, "ClientWrite")
 
-        pid = await eventually(is_stuck)
+        await eventually(is_stuck)
         await told(logged, telemetry.LISTENER_STARTED, 2, within_s=4 * BEAT_S)
 
         async def is_gone() -> bool:

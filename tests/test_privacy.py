@@ -75,7 +75,9 @@ async def pupil(db: asyncpg.Connection) -> UUID:
 
 @asynccontextmanager
 async def talkative_daemon(dsn: str, folder: Path) -> AsyncIterator[Daemon]:
-    """Run a daemon that writes down all it ever does, and has its DSN from a credential."""
+    """Run a daemon that writes down all it ever does, and has its DSN from a credential, with a password in it."""
+    if urlsplit(dsn).password:
+        pytest.skip("needs a server that takes any password, such as a planted one: run with --pg 18")
     folder.mkdir()  # noqa: ASYNC240  # small, and nobody waits
     (folder / "database_url").write_text(with_password(dsn))
     environment = {

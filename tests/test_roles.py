@@ -55,7 +55,8 @@ async def test_what_each_role_may_do_is_what_the_file_says(db: asyncpg.Connectio
 async def test_whatever_is_declared_exists(db: asyncpg.Connection, declared: str) -> None:
     missing = f"""
         select o.name from {declared}() as d cross join regexp_split_to_table(d.objects, ' ') as o (name)
-        where coalesce(to_regnamespace(o.name)::oid, to_regclass(o.name)::oid, to_regproc(o.name)::oid) is null
+        where case when d.kind = 'schema' then to_regnamespace(o.name)::oid
+                   else coalesce(to_regclass(o.name)::oid, to_regproc(o.name)::oid) end is null
           and not exists (select from pg_proc as p where p.pronamespace::regnamespace || '.' || p.proname = o.name)
     """
     assert await db.fetch(missing) == []
