@@ -194,6 +194,25 @@ async def test_a_daemon_sees_no_pupil_and_writes_no_topic(dsn: str) -> None:
         await close(daemon)
 
 
+OPERATORS_COMMANDS = f"""\
+backfill
+verify
+verify --repair
+status
+topic list
+topic pause reports.student --reason testing
+topic resume reports.student
+topic set {LEDGER} --batch-keys 10
+topic remove {LEDGER} --yes
+failures list
+explain reports.student {{pupil}}
+replay reports.student --key {{pupil}} --yes
+report student {{pupil}}
+report group {{group}}
+job list
+migrate status"""
+
+
 async def test_an_operators_commands_run_with_no_more_than_the_role(
     db: asyncpg.Connection, login: Login, dsn: str
 ) -> None:
@@ -204,119 +223,10 @@ async def test_an_operators_commands_run_with_no_more_than_the_role(
     """)
     school = await found(db, pupils=2)
     operator = await login("recalcd_operator")
-    for code, command in (
-        (0, ("backfill",)),
-        (0, ("verify",)),
-        (
-            0,
-            (
-                "verify",
-                "--repair",
-            ),
-        ),
-        (
-            0,
-            (
-                "topic",
-                "list",
-            ),
-        ),
-        (
-            0,
-            (
-                "failures",
-                "list",
-            ),
-        ),
-        (
-            0,
-            (
-                "topic",
-                "pause",
-                "reports.student",
-                "--reason",
-                "a test",
-            ),
-        ),
-        (
-            0,
-            (
-                "topic",
-                "resume",
-                "reports.student",
-            ),
-        ),
-        (
-            0,
-            (
-                "topic",
-                "set",
-                LEDGER,
-                "--batch-keys",
-                "10",
-            ),
-        ),
-        (
-            0,
-            (
-                "explain",
-                "reports.student",
-                str(school.pupils[0]),
-            ),
-        ),
-        (
-            0,
-            (
-                "replay",
-                "reports.student",
-                "--key",
-                str(school.pupils[0]),
-                "--yes",
-            ),
-        ),
-        (
-            0,
-            (
-                "report",
-                "student",
-                str(school.pupils[0]),
-            ),
-        ),
-        (
-            0,
-            (
-                "report",
-                "group",
-                str(school.groups[0]),
-            ),
-        ),
-        (
-            0,
-            (
-                "job",
-                "list",
-            ),
-        ),
-        (
-            0,
-            (
-                "topic",
-                "remove",
-                LEDGER,
-                "--yes",
-            ),
-        ),
-        (
-            0,
-            (
-                "migrate",
-                "status",
-            ),
-        ),
-        (1, ("status",)),
-    ):
-        result = await recalcd_on(operator)(*command)
-        assert (command, result.exit_code) == (command, code), result.stdout + result.stderr
+    for command in OPERATORS_COMMANDS.format(pupil=school.pupils[0], group=school.groups[0]).split("\n"):
+        result = await recalcd_on(operator)(*command.split())
+        # status finds that no daemon lives, which is bad news.
+        assert (command, result.exit_code) == (command, int(command == "status")), result.stdout + result.stderr
         assert "permission denied" not in result.stderr
     drain = [sys.executable, "-m", "cli", "run", "--drain"]  # in a process of its own: it takes the signals
     environment = os.environ | {"RECALCD_DATABASE_URL": operator}
