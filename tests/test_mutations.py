@@ -313,7 +313,10 @@ async def test_a_silent_writers_shared_lock_keeps_daemons_awake_until_it_commits
     """Guards the shared hold of outbox.ring: to look whether somebody is armed, without holding on, is not enough."""
     await make_ledger(db)
     if mutated:
-        look = "(select count(*) = 0 from pg_locks as l where l.classid = 29283 and l.mode = 'ExclusiveLock')"
+        look = (
+            "(select count(*) = 0 from pg_locks as l where l.classid = 29283 and l.mode = 'ExclusiveLock'"
+            " and l.database = (select d.oid from pg_database as d where d.datname = current_database()))"
+        )
         await mutate(db, "ring", "pg_try_advisory_xact_lock_shared(29283, 1)", look)
     listener, heard = await connect("listener"), []
     await listener.add_listener("outbox", lambda *told: heard.append(told))
