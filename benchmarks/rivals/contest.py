@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncpg
 
@@ -17,7 +17,11 @@ MAKE_PARTITIONS = statement("make_partitions")
 SCHEMA = """
 create table bench.work (turn integer primary key, assignment_id uuid not null, student_id uuid not null);
 create table bench.backlog (position integer primary key, key text not null);
+create table bench.touched (student_id uuid primary key);
+create table bench.warm_up (position integer primary key, key text not null);
 create table bench.dirty (student_id uuid primary key);
+create table bench.proved (at timestamptz not null);
+insert into bench.proved (at) select clock_timestamp();
 """
 
 # One piece of feedback a pupil, the pupils in no order that any table has.
@@ -27,6 +31,25 @@ select row_number() over (order by md5(w.student_id::text)) - 1, w.assignment_id
 from (
     select distinct on (f.student_id) f.student_id, f.assignment_id from school.feedback as f order by 1, 2
 ) as w
+"""
+
+WARM_UP = """
+insert into bench.warm_up (position, key)
+select w.turn, w.student_id::text from bench.work as w where w.turn between 1 and {jobs}
+"""
+
+# The pupils written to since all reports were true, but those whose report is younger by more than a recalculation
+# takes: one that had begun to read before the write was committed would look younger too.
+SUSPECT = """
+select array_agg(w.student_id::text)
+from bench.work as w
+join school.feedback as f on f.assignment_id = w.assignment_id and f.student_id = w.student_id
+where pg_xact_commit_timestamp(f.xmin) > (select max(p.at) from bench.proved as p)
+  and not exists (
+    select from reports.report_student_rollups as r
+    where r.student_id = w.student_id
+      and pg_xact_commit_timestamp(r.xmin) > pg_xact_commit_timestamp(f.xmin) + interval '1 s'
+)
 """
 
 # Any score but the one that is there, so that the report changes with every write.
@@ -68,6 +91,12 @@ union
 )
 
 
+CHUNK = 500
+HANDS = 2
+"""Connections that prepare a turn, one a core of a small machine."""
+WARM_UP_JOBS = 200
+WARM_UPS = 2
+"""So that every connection of a contestant has compiled and planned what it runs; clean pupils cost little else."""
 REST = 20
 """Times a look at what is left, until the next."""
 
@@ -85,6 +114,8 @@ class Contest:
     connection: asyncpg.Connection
     shipped_enqueue: str
     students: int
+    filled: list[Sequence[str]] = field(default_factory=list)
+    """What bench.backlog holds, if anything."""
 
     @property
     def dsn(self) -> str:
@@ -99,21 +130,46 @@ class Contest:
             await self.connection.execute(system.clear)
         if system.starts_over:
             await system.install(self.dsn)
-        await self.connection.execute("call reports.backfill_student_rollups()")
-        if system.report != RECALCD.report:
-            await self.connection.execute(f"refresh materialized view {system.report}")
-        await self.connection.execute("truncate bench.dirty, bench.backlog")
+        await self._recalculate(await self.connection.fetchval(SUSPECT) or [])
+        await self.connection.execute("update bench.proved set at = clock_timestamp()")
+        for view in system.views:
+            await self.connection.execute(f"refresh materialized view {view}")
+            await self.connection.execute(f"analyze {view}")
+        await self.connection.execute("truncate bench.dirty")
         await settle_down(self.connection, *SCHOOL_TABLES)
 
     @asynccontextmanager
     async def working(self, system: System) -> AsyncIterator[None]:
         """Run a contestant's workers; enter when they have shown that they work, and are idle again."""
         async with system.working(self.dsn):
-            await self.write(0)
-            await self.drained(system, within_s=60)
+            await self.warm_up(system)
             if system.has_daemon:
                 await asleep(self.connection)
             yield
+
+    async def warm_up(self, system: System) -> None:
+        """Wait until the workers have shown that they work, each of their connections if possible."""
+        for _ in range(WARM_UPS if system.workers or system.has_daemon else 0):
+            await self.connection.execute(system.enqueue_from("bench.warm_up"))
+            if system.has_daemon:
+                await self.connection.execute("select outbox.ring('reports.student')")
+            await self.drained(system, within_s=60)
+        await self.write(0)
+        await self.drained(system, within_s=60)
+
+    async def fill(self, backlog: Sequence[str]) -> None:
+        """Have the backlog in bench.backlog, and its pupils in bench.touched; they may be there since the last turn."""
+        if not self.filled or self.filled[0] is not backlog:
+            self.filled.clear()
+            await self.connection.execute("truncate bench.backlog, bench.touched")
+            await self.connection.copy_records_to_table(
+                "backlog", schema_name="bench", records=list(enumerate(backlog))
+            )
+            await self.connection.copy_records_to_table(
+                "touched", schema_name="bench", records=[(key,) for key in set(backlog)]
+            )
+            await self.connection.execute("analyze bench.backlog, bench.touched")
+            self.filled.append(backlog)
 
     async def write(self, turn: int) -> None:
         """Change one pupil's feedback, and say so, as an application does."""
@@ -142,10 +198,24 @@ class Contest:
     async def stale(self, system: System) -> list[str]:
         """Return the pupils whose report is not what a recalculation produces, now that it produced them all."""
         keys = await self.connection.fetchval("select array_agg(w.student_id::text) from bench.work as w")
-        changed = await self.connection.fetchval("call reports.recalculate_students($1::text[], null)", keys)
+        changed = await self._recalculate(keys)
+        await self.connection.execute("update bench.proved set at = clock_timestamp()")
         if system.report != RECALCD.report:
             changed = [str(row[0]) for row in await self.connection.fetch(DIFFERENT.format(report=system.report))]
         return list(changed)
+
+    async def _recalculate(self, keys: Sequence[str]) -> list[str]:
+        """Recalculate pupils; return those whose report was not true."""
+        chunks = iter([keys[first : first + CHUNK] for first in range(0, len(keys), CHUNK)])
+
+        async def hand() -> list[str]:
+            changed: list[str] = []
+            async with self.bench.connection(self.database) as connection:
+                for chunk in chunks:
+                    changed += await connection.fetchval("call reports.recalculate_students($1::text[], null)", chunk)
+            return changed
+
+        return [key for changed in await asyncio.gather(*(hand() for _ in range(HANDS))) for key in changed]
 
 
 @asynccontextmanager
@@ -157,7 +227,8 @@ async def contest(bench: Bench, systems: Sequence[System], students: int) -> Asy
         await connection.fetch(MAKE_PARTITIONS, 1)
         await connection.execute(SCHEMA)
         await connection.execute(WORK)
-        await connection.execute("analyze bench.work")
+        await connection.execute(WARM_UP.format(jobs=WARM_UP_JOBS))
+        await connection.execute("analyze bench.work, bench.warm_up")
         shipped = await connection.fetchval(
             "select pg_get_functiondef('outbox.enqueue(text, text, text)'::regprocedure)"
         )

@@ -1,8 +1,8 @@
 """graphile-worker 0.18: Node.js, a local queue filled by one fetch, completions in batches.
 
-By its documentation: "Performance" (localQueue.size 500, completeJobBatchDelay and failJobBatchDelay 0, a pool of one
-connection more than concurrentJobs) and "SQL add_job()": a call in the writer's transaction, add_jobs() for many.
-Jobs are deleted when they succeed.
+By its documentation: "Performance" (localQueue.size 500, completeJobBatchDelay and failJobBatchDelay 0, a pool of more
+than concurrentJobs + 2, since the tasks use it) and "SQL add_job()": a call in the writer's transaction, add_jobs() for
+many. Jobs are deleted when they succeed.
 
 De-duplication ("Job key"): one waiting job a key; one that runs loses its key, and a new job is added, so no event is
 lost. Writers of one pupil wait for each other, and so does the job for them. job_key_mode `preserve_run_at`, for under

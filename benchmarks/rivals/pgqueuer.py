@@ -1,10 +1,11 @@
 """PgQueuer 1.6: asyncio workers, SKIP LOCKED, a NOTIFY for every statement that touches the queue.
 
 By its documentation, "Performance Tuning": `pgq autovac` after the installation; a larger batch_size for short jobs,
-max_concurrent_tasks at least twice that; one direct connection for the queue, a pool for the work; durability
-`durable`, for `balanced` and `volatile` "lose in-flight jobs" (`balanced` only loses its log and statistics, but a
-durable system is what it is compared with); "Programmatic run" for the worker, since `pgq run` of this version fails
-with the typer of today. The log is what `pgq` keeps by default.
+max_concurrent_tasks at least twice that (ten times, so that no fetch waits for the slowest job); one direct connection
+for the queue, a pool for the work; durability `balanced`, which un-logs its log and statistics only: a crash loses no
+event, and it is faster. "Programmatic run" for the worker, since `pgq run` of this version fails with the typer of
+today; on uvloop, as that does. So that it comes back soon when the server does: a heartbeat_timeout of 5 s, and
+shutdown_on_listener_failure. The log is what `pgq` keeps by default.
 
 De-duplication ("Reliability", dedupe_key): a unique index over queued *and* picked jobs. `on_conflict="skip"`, for
 the default raises in the application's transaction. An event that arrives while its pupil's job runs is dropped.
@@ -45,7 +46,7 @@ def _system(name: str, one: str, every: str, *, dedupes: bool) -> System:
         enqueue_all=every,
         left="from pgqueuer as j where j.status in ('queued', 'picked')",
         clear="truncate pgqueuer, pgqueuer_log, pgqueuer_statistics",
-        setup=((pgq, "install"), (pgq, "autovac")),
+        setup=((pgq, "install"), (pgq, "autovac"), (pgq, "durability", "balanced")),
         workers=((python("python"), "with_pgqueuer.py"),) * PROCESSES,
         connections=CONNECTIONS,
         environment={"BATCH_SIZE": str(BATCH_SIZE)},

@@ -45,7 +45,7 @@ class System:
     enqueue: str | None
     """What the writer does, as PL/pgSQL statements; None: what recalcd ships, and its daemon is what works."""
     enqueue_all: str
-    """One SQL statement: the same for each row of bench.backlog, by the system's own bulk call where it has one."""
+    """SQL: the same for each row of bench.backlog, by the system's own bulk call where it has one."""
     left: str
     """What is not worked off yet: the SQL after `select count(*)`."""
     clear: str = ""
@@ -54,8 +54,8 @@ class System:
     """Commands that create the schema, once a database..."""
     starts_over: bool = False
     """...or once a turn, `clear` having dropped it."""
-    jobs: str = ""
-    """The table whose rows the planner should have counted after a bulk; "": the one that `left` reads."""
+    jobs: tuple[str, ...] = ()
+    """The tables whose rows the planner should have counted after a bulk; none: the one that `left` reads."""
     schema: str = ""
     """SQL to run after them."""
     workers: tuple[tuple[str, ...], ...] = ()
@@ -65,6 +65,8 @@ class System:
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     report: str = REPORT
     """Where readers find the report."""
+    views: tuple[str, ...] = ()
+    """Materialized views to refresh before a turn."""
     ring: str = RING
     """What recalcd's enqueue does in the place of ringing its doorbell."""
     calls_each: bool = True
@@ -76,6 +78,15 @@ class System:
     def has_daemon(self) -> bool:
         """Whether recalcd's daemon is what works."""
         return self.enqueue is None
+
+    @property
+    def analyze(self) -> str:
+        """Return the SQL that has a bulk counted; without it the plans for it would be luck."""
+        return f"analyze {', '.join(self.jobs or (self.left.split()[1],))}"
+
+    def enqueue_from(self, table: str) -> str:
+        """Return `enqueue_all` for a table like bench.backlog."""
+        return self.enqueue_all.replace("bench.backlog", table)
 
     @asynccontextmanager
     async def working(self, dsn: str) -> AsyncIterator[Sequence[Daemon]]:

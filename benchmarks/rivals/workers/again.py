@@ -7,10 +7,13 @@ import sys
 
 import asyncpg
 
+SETTINGS = {"jit": "off", "work_mem": "32MB"}
+"""The procedure's own; the views have none, and asyncpg reads no PGOPTIONS."""
+
 
 async def main(apart_s: float, sql: str) -> None:
     """Begin every so many seconds, or at once when the one before took longer; stop after the one in hand."""
-    connection = await asyncpg.connect(os.environ["DATABASE_URL"])
+    connection = await asyncpg.connect(os.environ["DATABASE_URL"], server_settings=SETTINGS)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)

@@ -1,5 +1,6 @@
 // graphile-worker's side of the contest: its configuration; the task is in tasks/.
-// Values are those of "Performance" in its documentation, but for concurrentJobs, which are there 24 for as many threads.
+// Values are those of "Performance" in its documentation, but for concurrentJobs, which are there 24 for as many threads,
+// and for maxPoolSize, which "Configuration" wants above concurrentJobs + 2 when tasks use the pool.
 import { createRequire } from "node:module"
 
 // The packages are installed apart from the checkout's files, where a bare import would look for them.
@@ -14,7 +15,7 @@ export default {
   worker: {
     connectionString: process.env.DATABASE_URL,
     concurrentJobs: connections,
-    maxPoolSize: connections + 1,
+    maxPoolSize: connections + 4,
     localQueue: { size: 500 },
     completeJobBatchDelay: 0,
     failJobBatchDelay: 0,

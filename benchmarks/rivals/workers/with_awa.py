@@ -10,6 +10,8 @@ import asyncpg
 from awa import AsyncClient, Job
 
 CONNECTIONS = int(os.environ["CONNECTIONS"])
+WORKERS = 100
+"""More than connections, so that those who wait for a completion leave none idle."""
 
 
 @dataclass
@@ -25,7 +27,7 @@ async def work(client: AsyncClient) -> None:
     async def recalculate(job: Job) -> None:
         await pool.fetchval("call reports.recalculate_students($1::text[], null)", [job.args.student_id])
 
-    await client.start([("reports", CONNECTIONS)])
+    await client.start([{"name": "reports", "max_workers": WORKERS}], poll_interval_ms=50)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
@@ -33,9 +35,15 @@ async def work(client: AsyncClient) -> None:
     await pool.close()
 
 
+async def set_up(client: AsyncClient) -> None:
+    """Create the schema with its new storage, which the first worker chooses only if no job is older than it."""
+    await client.migrate()
+    await client.install_queue_storage()
+
+
 async def main() -> None:
     async with AsyncClient(os.environ["AWA_URL"], max_connections=CONNECTIONS) as client:
-        await (client.migrate() if sys.argv[1:] == ["migrate"] else work(client))
+        await (set_up(client) if sys.argv[1:] == ["migrate"] else work(client))
 
 
 asyncio.run(main())

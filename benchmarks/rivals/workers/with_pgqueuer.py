@@ -1,11 +1,12 @@
 """PgQueuer's side of the contest: what `pgq run` would start."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import asyncpg
+import uvloop
 from pgqueuer import AsyncpgDriver, Job, PgQueuer, run
 
 BATCH_SIZE = int(os.environ["BATCH_SIZE"])
@@ -27,4 +28,12 @@ async def main() -> AsyncIterator[PgQueuer]:
         yield pgq
 
 
-asyncio.run(run(main, batch_size=BATCH_SIZE, max_concurrent_tasks=2 * BATCH_SIZE))
+uvloop.run(
+    run(
+        main,
+        batch_size=BATCH_SIZE,
+        max_concurrent_tasks=10 * BATCH_SIZE,
+        heartbeat_timeout=timedelta(seconds=5),
+        shutdown_on_listener_failure=True,
+    )
+)
