@@ -31,7 +31,7 @@ MODEL: dict[str, Step] = {
 """What each statement is in the model: one that reads takes its snapshot first."""
 
 CLAIM_STATEMENTS = {
-    "take": r"delete from outbox\.event as e\s.*for update skip locked",
+    "take": r"select e\.ctid from outbox\.event as e\s.*for update skip locked",
     "look": r"from outbox\.event as e\s.*for update skip locked",
     "claim keys": r"from outbox\.claim_keys\(",
     "try lock": r"where pg_try_advisory_xact_lock\(outbox\.key_lock_id\(",
