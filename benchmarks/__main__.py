@@ -6,6 +6,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -25,6 +27,7 @@ from benchmarks import (
     neighbour,
     plot,
     reads,
+    rivals,
     row_security,
     saturation,
     wake,
@@ -92,6 +95,12 @@ GROWTH = "growth"
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all measurements here."
 )
 @click.option(
+    "--beside",
+    metavar="NAME",
+    multiple=True,
+    help="Only rivals whose name contains this, in any case; may be repeated.",
+)
+@click.option(
     "--plots",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -104,6 +113,7 @@ def main(
     scale: float,
     version: str,
     commit_delay_us: int,
+    beside: tuple[str, ...],
     json_file: Path | None,
     folder: Path | None,
 ) -> None:
@@ -122,17 +132,16 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves by the way of Ctrl-C, and no server behind
     if folder:
         plot.require_matplotlib()  # now, and not after hours
+    rivals.require(beside)
     settings = SERVER_SETTINGS | {
         "commit_delay": str(commit_delay_us),
         "commit_siblings": "0" if commit_delay_us else "5",
     }
     with embedded_postgres(version=int(version), settings=settings) as server:
-        report = asyncio.run(_run(Bench(server, rounds, scale), _parts(names)))
+        report = asyncio.run(
+            _run(Bench(server, rounds, scale, beside), _parts(names), partial(_keep, json_file, folder))
+        )
     show(report, Console())
-    if json_file:
-        json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", "utf-8")
-    if folder:
-        plot.keep(report.as_dict(), folder)
     sys.exit(0 if all(verdict.is_met for part in report.parts for verdict in part.verdicts) else 1)
 
 
@@ -141,11 +150,23 @@ def _parts(names: Sequence[str]) -> list[str]:
     return [part for name in names or PARTS for part in (growth.AXES if name == GROWTH else (name,))]
 
 
-async def _run(bench: Bench, names: Sequence[str]) -> Report:
+def _keep(json_file: Path | None, folder: Path | None, report: Report) -> None:
+    """Write all that is finished so far, and draw the part that was finished now."""
+    if json_file:
+        json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", "utf-8")
+    if folder:
+        plot.keep(replace(report, parts=report.parts[-1:]).as_dict(), folder)
+
+
+async def _run(bench: Bench, names: Sequence[str], keep: Callable[[Report], None]) -> Report:
+    """Measure the parts, and keep each as soon as it is finished: a failure after hours costs one."""
     async with bench.connection("postgres") as connection:
         facts = await machine.facts(connection)
-    parts = [await (PARTS | AT_LENGTH)[name](bench) for name in names]
-    return Report(facts, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), parts)
+    report = Report(facts, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), ())
+    for name in names:
+        report = replace(report, parts=(*report.parts, await (PARTS | AT_LENGTH)[name](bench)))
+        keep(report)
+    return report
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ class Bench:
     rounds: int
     scale: float
     """Of all sizes; 1 is what the targets speak of."""
+    beside: tuple[str, ...] = ()
+    """Parts of the names of the rivals to measure; none: all."""
 
     def scaled(self, size: int, *, least: int = 1) -> int:
         """Return a size as this run has it."""

@@ -2,6 +2,8 @@
 
 import operator
 import statistics
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
@@ -135,8 +137,12 @@ async def interleaved(
     """Measure the sides in turn, A B C A B C, so that what else the machine does befalls all of them."""
     measured: dict[str, list[Measured]] = {name: [] for name in sides}
     turns = [name for _ in range(rounds) for name in sides]
-    for name in track(turns, description=f"{what:<10}", transient=True):
+    for turn, name in enumerate(track(turns, description=f"{what:<10}", transient=True), 1):
+        started = time.monotonic()
         measured[name].append(await sides[name]())
+        if not sys.stderr.isatty():  # where nobody sees the bar
+            line = f"{what} {turn}/{len(turns)}: {time.monotonic() - started:.1f} s, {name}"
+            print(line, file=sys.stderr, flush=True)
     return measured
 
 

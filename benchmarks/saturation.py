@@ -119,7 +119,8 @@ def backlog_keys(shape: str, events: int, students: Sequence[str]) -> list[str]:
 
 async def measure(bench: Bench) -> Part:
     """Let each contestant work off the same backlogs, in turns."""
-    systems = [RECALCD, *available(QUEUES), plain.MATERIALIZED_VIEW, plain.RECOMPUTE_ALL]
+    rivals = (*QUEUES, plain.MATERIALIZED_VIEW, plain.RECOMPUTE_ALL)
+    systems = [RECALCD, *available(rivals, bench.beside)]
     students = bench.scaled(STUDENTS, least=100)
     async with contest(bench, systems, students) as ground:
         rows = await ground.connection.fetch("select w.student_id::text from bench.work as w order by w.turn")

@@ -13,7 +13,8 @@ from benchmarks.rivals.system import NOTHING_WAITS, RECALCD, System
 
 STUDENTS = 10_000
 CLIENTS = (1, 8, 32)
-SECONDS = 5.0
+SECONDS = 2.0
+"""Of writing, for each number of clients."""
 COMMITS = {"as shipped": (0, 5), "1 ms commits": (1000, 0)}
 """commit_delay in microseconds, commit_siblings: what cloud disks do, and how to have it without one."""
 NEAR_SILENT = 0.9
@@ -32,21 +33,28 @@ SCRIPT = f"""
 
 async def measure(bench: Bench) -> Part:
     """Write as fast as so many clients can, while each contestant works, in turns; under both commit settings."""
-    systems = [PLAIN, SILENT, BELL, NOTIFYING, *available(QUEUES), plain.IN_THE_TRANSACTION]
+    systems = [PLAIN, SILENT, BELL, NOTIFYING, *available((*QUEUES, plain.IN_THE_TRANSACTION), bench.beside)]
     students = bench.scaled(STUDENTS, least=100)
     async with contest(bench, systems, students) as ground:
-        turns: dict[str, Callable[[], Awaitable[float]]] = {}
-        for commits in COMMITS:
-            for clients in CLIENTS:
-                load = Load(SCRIPT, {"students": students}, clients)
-                for system in systems:
-                    turns[_side(commits, clients, system)] = partial(_turn, ground, system, load, commits)
+        turns: dict[str, Callable[[], Awaitable[dict[int, float]]]] = {
+            f"{commits}, {system.name}": partial(_turn, ground, system, commits)
+            for commits in COMMITS
+            for system in systems
+        }
         measured = await interleaved("writers", bench.rounds, turns)
-    speeds = {name: Series.of("writes/s", values) for name, values in measured.items()}
+    speeds = {
+        _side(commits, clients, system): Series.of(
+            "writes/s", (each[clients] for each in measured[f"{commits}, {system.name}"])
+        )
+        for commits in COMMITS
+        for clients in CLIENTS
+        for system in systems
+    }
     return Part(
         name="writers",
         question="How many pieces of feedback a second get in, each in a transaction, while the reports are kept true?",
-        how=f"pgbench, {bench.scale * SECONDS:g} s a turn, random pupils, each write one statement; workers running.",
+        how=f"pgbench, {max(1, round(bench.scale * SECONDS))} s for each number of clients, one after the other; random"
+        " pupils, each write one statement; workers running.",
         rows=[
             _row(speeds, commits, clients, system) for commits in COMMITS for clients in CLIENTS for system in systems
         ],
@@ -54,13 +62,19 @@ async def measure(bench: Bench) -> Part:
     )
 
 
-async def _turn(ground: Contest, system: System, load: Load, commits: str) -> float:
+async def _turn(ground: Contest, system: System, commits: str) -> dict[int, float]:
+    """Return the writes a second of each number of clients."""
     await ground.give_turn(system)
     delay_us, siblings = COMMITS[commits]
     for name, value in (("commit_delay", delay_us), ("commit_siblings", siblings)):
         await ground.connection.execute(f"alter database {ground.database} set {name} = {value}")  # of new sessions
     async with ground.working(system):
-        return await load.for_seconds(ground.dsn, ground.bench.scale * SECONDS)
+        return {
+            clients: await Load(SCRIPT, {"students": ground.students}, clients).for_seconds(
+                ground.dsn, ground.bench.scale * SECONDS
+            )
+            for clients in CLIENTS
+        }
 
 
 def _side(commits: str, clients: int, system: System) -> str:

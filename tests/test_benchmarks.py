@@ -1,16 +1,20 @@
 """What becomes of the benchmarks' measurements: files, pictures and a page; the measuring itself is no test."""
 
 import json
+import re
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import click
 import pytest
 
-from benchmarks import growth, plot
-from benchmarks.__main__ import AT_LENGTH, PARTS, _parts
-from benchmarks.figures import Part, Report, Row, Series, Verdict
+from benchmarks import growth, machine, plot, rivals
+from benchmarks.__main__ import AT_LENGTH, PARTS, _keep, _parts, _run
+from benchmarks.figures import Part, Report, Row, Series, Verdict, interleaved
+from benchmarks.process import DaemonFailed
 
 MACHINE = {"cpu": "a processor", "cores": "2", "memory": "8 GB", "postgres": "18.4"}
 COMMAND = "python -m benchmarks saturation --rounds 3"
@@ -85,3 +89,24 @@ def test_growth_means_every_axis_and_no_name_means_every_short_part() -> None:
     assert _parts(["engine", "growth"]) == ["engine", *growth.AXES]
     assert _parts([]) == list(PARTS)
     assert set(_parts(["growth"])) <= AT_LENGTH.keys()
+
+
+def test_a_rival_that_is_unknown_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(click.UsageError, match=r"No rival is called 'kafka'. There are: .*synchronous; materialized"):
+        rivals.require(["VIEW", "kafka"])
+    assert rivals.available(rivals.SYSTEMS, ["VIEW"]) == (rivals.plain.MATERIALIZED_VIEW,)
+
+
+async def test_a_part_is_kept_before_the_next_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "all.json"
+    monkeypatch.setattr(machine, "facts", AsyncMock(return_value=MACHINE))
+    monkeypatch.setitem(PARTS, "burst", AsyncMock(return_value=Part("burst", "How?", "So.", [])))
+    monkeypatch.setitem(PARTS, "wake", AsyncMock(side_effect=DaemonFailed))
+    with pytest.raises(DaemonFailed):
+        await _run(MagicMock(), ["burst", "wake"], partial(_keep, file, None))
+    assert [part["name"] for part in json.loads(file.read_text())["parts"]] == ["burst"]
+
+
+async def test_a_turn_is_told_of_where_no_bar_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await interleaved("contest", 2, {"a side": AsyncMock(return_value=1)}) == {"a side": [1, 1]}
+    assert re.findall(r"contest (\d)/2: [\d.]+ s, a side\n", capsys.readouterr().err) == ["1", "2"]

@@ -1,7 +1,11 @@
 """What a user would pick instead of recalcd, each as its documentation recommends it; see `system` and `install`."""
 
+from collections.abc import Sequence
+
+import click
+
 from benchmarks.rivals import awa, chancy, graphile_worker, pg_boss, pgqueuer, plain, procrastinate
-from benchmarks.rivals.system import RECALCD, System, is_installed
+from benchmarks.rivals.system import HOW_TO_INSTALL, RECALCD, System, is_installed
 
 QUEUES: tuple[System, ...] = (
     pgqueuer.PLAIN,
@@ -30,6 +34,26 @@ SYSTEMS: tuple[System, ...] = (
 """Every contestant."""
 
 
-def available(systems: tuple[System, ...]) -> tuple[System, ...]:
-    """Return those that can run here: without benchmarks/rivals/install, none that has workers of its own."""
-    return systems if is_installed() else tuple(system for system in systems if system not in QUEUES)
+def available(systems: Sequence[System], beside: Sequence[str] = ()) -> tuple[System, ...]:
+    """Return those that can run here, without benchmarks/rivals/install no queue; of them those named like `beside`."""
+    return tuple(
+        system
+        for system in systems
+        if (is_installed() or system not in QUEUES) and (not beside or any(_is_called(system, name) for name in beside))
+    )
+
+
+def require(beside: Sequence[str]) -> None:
+    """Raise click.UsageError unless each of the names is part of some rival's, and that can run here."""
+    rivals = [system for system in SYSTEMS if system is not RECALCD]
+    for name in beside:
+        if not any(_is_called(rival, name) for rival in rivals):
+            raise click.UsageError(
+                f"No rival is called {name!r}. There are: {'; '.join(each.name for each in rivals)}."
+            )
+        if not available(rivals, [name]):
+            raise click.UsageError(HOW_TO_INSTALL)
+
+
+def _is_called(system: System, name: str) -> bool:
+    return name.lower() in system.name.lower()

@@ -101,6 +101,12 @@ REST = 20
 """Times a look at what is left, until the next."""
 
 
+async def rest(looked_at: float, deadline: float, every_s: float) -> None:
+    """Wait for the next look: one that takes long, since a table is large, must not take the machine from who works."""
+    now = time.monotonic()
+    await asyncio.sleep(max(every_s, min(REST * (now - looked_at), deadline - now)))
+
+
 class TooSlow(Exception):
     """A contestant did not get there in time."""
 
@@ -188,8 +194,7 @@ class Contest:
                 return
             if looked_at > deadline:
                 raise TooSlow(f"{system.name} has {await self.left(system)} events left after {within_s:g} s")
-            # A look that takes long, since a table is large, must not take more of the machine for that.
-            await asyncio.sleep(max(every_s, REST * (time.monotonic() - looked_at)))
+            await rest(looked_at, deadline, every_s)
 
     async def left(self, system: System) -> int:
         """Return how much is not worked off."""
