@@ -63,7 +63,10 @@ begin
         v_keys := case when v_head = '{}' or p_retries_first and v_due <> '{}' then v_due else v_head end;
         continue when v_keys = '{}';
 
-        select s.keys, s.suspects into v_keys, suspects from outbox.single_out(v_topic.topic, v_keys, v_limit) as s;
+        suspects := false;
+        if exists (select from outbox.suspect as s where s.topic = v_topic.topic) then
+            select s.keys, s.suspects into v_keys, suspects from outbox.single_out(v_topic.topic, v_keys, v_limit) as s;
+        end if;
         select c.keys, c.event_count, c.oldest_event_at, c.started_at, c.reasons, c.traceparent, c.folded_count
         into keys, event_count, oldest_event_at, started_at, reasons, traceparent, folded_count
         from outbox.claim_keys(v_topic.topic, v_keys, v_above) as c;
