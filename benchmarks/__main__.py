@@ -56,7 +56,7 @@ BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "writers": writers.measure,
     "baddays": baddays.measure,
 }
-"""These take an hour or more; the queues among the rivals take part when benchmarks/rivals/install has run."""
+"""These take many minutes a round; the queues among the rivals take part when benchmarks/rivals/install has run."""
 
 AT_LENGTH = BESIDE_RIVALS | growth.AXES
 GROWTH = "growth"
