@@ -16,8 +16,9 @@ from benchmarks.rivals.contest import Contest, TooSlow, contest
 from benchmarks.rivals.system import RECALCD, System
 
 STUDENTS = 10_000
-MOST_JOBS = 100_000
-"""A million jobs would take most queues a minute to add; their pace does not rise with the length of the queue."""
+ONE_EACH, ALL_PUPILS = ("uniform", 10_000), ("uniform", 100_000)
+"""By which backlog a rival is measured: one with a job an event by the first, one with a job a pupil by the second. How
+many jobs it does in a second is the same for a longer queue; adding a million would take most of them a minute."""
 LIMIT_S = 4.0
 """For one turn of a queue that works job by job; who is not done by then is measured by what it has done."""
 LONG_LIMIT_S = 30.0
@@ -32,7 +33,14 @@ BACKLOGS = (
     ("Zipf", 100_000),
     ("Zipf", 1_000_000),
 )
-TARGETS = {("uniform", 1_000_000): 100, ("uniform", 100_000): 15, ("uniform", 10_000): 3, ("Zipf", 1_000_000): 200}
+Case = tuple[str, int]
+"""How the pupils of a backlog are drawn, and its events."""
+TARGETS: dict[Case, float] = {
+    ("uniform", 1_000_000): 100,
+    ("uniform", 100_000): 15,
+    ("uniform", 10_000): 3,
+    ("Zipf", 1_000_000): 200,
+}
 """Of the best queue with plain jobs, in events/s."""
 
 # The pupils of the backlog get one changed score each, so that each report has something to become.
@@ -124,35 +132,68 @@ async def measure(bench: Bench) -> Part:
     students = bench.scaled(STUDENTS, least=100)
     async with contest(bench, systems, students) as ground:
         rows = await ground.connection.fetch("select w.student_id::text from bench.work as w order by w.turn")
-        turns = _turns(ground, systems, [row[0] for row in rows])
+        pupils = [row[0] for row in rows]
+        backlogs = {
+            (shape, events): backlog_keys(shape, bench.scaled(events, least=100), pupils) for shape, events in BACKLOGS
+        }
+        turns = _turns(ground, systems, backlogs)
         measured = await interleaved("saturation", bench.rounds, turns)
     return Part(
         name="saturation",
         question=f"How long until every report is true after many events of {students:,} pupils at once?",
         how="Workers running; from the commit of the backlog to that of the last report. A queue that works job by"
-        f" job is watched for {LIMIT_S:g} s, and credited with what it ends while it stops. A larger backlog than"
-        f" {MOST_JOBS:,} is compared with a plain queue's pace on {MOST_JOBS:,}.",
-        rows=[Row(name, _figures(drains)) for name, drains in measured.items()],
-        verdicts=_verdicts(measured, systems),
+        f" job is watched for {LIMIT_S:g} s, and credited with what it ends while it stops. Its pace in jobs/s is"
+        f" measured once, on {ONE_EACH[1]:,} events where each is a job, on {ALL_PUPILS[1]:,} where a pupil has one"
+        " job at a time, and stands for the other backlogs: `by its pace`.",
+        rows=[Row(name, _figures(drains)) for name, drains in measured.items()]
+        + [
+            Row(f"{_side(*case, system.name)}, by its pace", {"events_per_s": speed})
+            for case in backlogs
+            for system in systems
+            if _measured_on(system, case) != case
+            for speed in [_speed(measured, backlogs, system, case)]
+        ],
+        verdicts=_verdicts(measured, backlogs, systems),
     )
 
 
 def _turns(
-    ground: Contest, systems: Sequence[System], keys: Sequence[str]
+    ground: Contest, systems: Sequence[System], backlogs: Mapping[Case, Sequence[str]]
 ) -> dict[str, Callable[[], Awaitable[Drain]]]:
     turns: dict[str, Callable[[], Awaitable[Drain]]] = {}
-    for shape, events in BACKLOGS:
-        backlog = backlog_keys(shape, ground.bench.scaled(events, least=100), keys)
+    for case, backlog in backlogs.items():
         for system in systems:
-            if events == _most(system, events):
-                turns[_side(shape, events, system.name)] = partial(_turn, ground, system, backlog)
-        turns[_side(shape, events, FLOOR)] = partial(_floor, ground, backlog)
+            if case == _measured_on(system, case):
+                turns[_side(*case, system.name)] = partial(_turn, ground, system, backlog)
+        turns[_side(*case, FLOOR)] = partial(_floor, ground, backlog)
     return turns
 
 
-def _most(system: System, events: int) -> int:
-    """Return how many of these events a contestant is given."""
-    return events if system.dedupes or system not in QUEUES else min(events, MOST_JOBS)
+def _measured_on(system: System, case: Case) -> Case:
+    """Return the backlog by which a contestant is measured: that one, or one that stands for it."""
+    if system is RECALCD:
+        return case
+    if system.dedupes or system not in QUEUES:
+        return ALL_PUPILS
+    if system.calls_each or case[0] == ONE_EACH[0]:
+        return ONE_EACH
+    return case[0], ALL_PUPILS[1]  # a batch's handler finds the fewer pupils in it, the more unequal they are
+
+
+def _speed(
+    measured: Mapping[str, Sequence[Drain]], backlogs: Mapping[Case, Sequence[str]], system: System, case: Case
+) -> Series:
+    """Return the events/s of a contestant, by its pace where another backlog stands for this one."""
+    stand_in = _measured_on(system, case)
+    times = 1.0
+    if stand_in != case and (system.dedupes or system not in QUEUES):  # the same pupils are all that there is to do
+        times = _events_a_pupil(backlogs[case]) / _events_a_pupil(backlogs[stand_in])
+    drains = measured[_side(*stand_in, system.name)]
+    return Series.of("events/s", (each.events_per_s * times for each in drains))
+
+
+def _events_a_pupil(backlog: Sequence[str]) -> float:
+    return len(backlog) / len(set(backlog))
 
 
 async def _turn(ground: Contest, system: System, backlog: Sequence[str]) -> Drain:
@@ -170,7 +211,7 @@ async def _turn(ground: Contest, system: System, backlog: Sequence[str]) -> Drai
             if system is RECALCD:
                 await ground.connection.execute("select outbox.ring('reports.student')")
         with suppress(TooSlow):
-            limit_s = LIMIT_S if system in QUEUES and system.calls_each else LONG_LIMIT_S
+            limit_s = LIMIT_S if system in QUEUES and (system.calls_each or not system.dedupes) else LONG_LIMIT_S
             await ground.drained(system, within_s=limit_s, every_s=LOOK_EVERY_S)
         seconds = await ground.connection.fetchval(SINCE, xid)
         is_done = await ground.left(system) == 0
@@ -228,14 +269,17 @@ def _pace(drains: Sequence[Drain]) -> Series:
     return Series.of("pupils/s", ((each.recalculations or 0) / each.seconds for each in drains))
 
 
-def _verdicts(measured: Mapping[str, Sequence[Drain]], systems: Sequence[System]) -> list[Verdict]:
+def _verdicts(
+    measured: Mapping[str, Sequence[Drain]], backlogs: Mapping[Case, Sequence[str]], systems: Sequence[System]
+) -> list[Verdict]:
     """Compare with the best of each kind: that of the largest median."""
-    speeds = {name: Series.of("events/s", (each.events_per_s for each in drains)) for name, drains in measured.items()}
     verdicts = []
-    for shape, events in BACKLOGS:
-        of = {system: speeds[_side(shape, _most(system, events), system.name)] for system in systems}
+    for shape, events in backlogs:
+        of = {system: _speed(measured, backlogs, system, (shape, events)) for system in systems}
         mine = of.pop(RECALCD)
-        plain_jobs = {system: speed for system, speed in of.items() if system in QUEUES and not system.dedupes}
+        plain_jobs = {
+            system: of[system] for system in of if system in QUEUES and system.calls_each and not system.dedupes
+        }
         case = f"{shape}, {events:,}: recalcd"
         for kind, rivals, target in (("plain jobs", plain_jobs, TARGETS.get((shape, events), 1)), ("all", of, 1)):
             if rivals:

@@ -145,17 +145,17 @@ class Contest:
         await settle_down(self.connection, *SCHOOL_TABLES)
 
     @asynccontextmanager
-    async def working(self, system: System) -> AsyncIterator[None]:
+    async def working(self, system: System, *, warm_ups: int = WARM_UPS) -> AsyncIterator[None]:
         """Run a contestant's workers; enter when they have shown that they work, and are idle again."""
         async with system.working(self.dsn):
-            await self.warm_up(system)
+            await self.warm_up(system, warm_ups)
             if system.has_daemon:
                 await asleep(self.connection)
             yield
 
-    async def warm_up(self, system: System) -> None:
+    async def warm_up(self, system: System, warm_ups: int = WARM_UPS) -> None:
         """Wait until the workers have shown that they work, each of their connections if possible."""
-        for _ in range(WARM_UPS if system.workers or system.has_daemon else 0):
+        for _ in range(warm_ups if system.workers or system.has_daemon else 0):
             await self.connection.execute(system.enqueue_from("bench.warm_up"))
             if system.has_daemon:
                 await self.connection.execute("select outbox.ring('reports.student')")
