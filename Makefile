@@ -1,10 +1,11 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set up .venv first; python3 >= 3.11, git and make suffice.
 #   make demo  DEMO_ARGS="--students 500 --rate 50"
 #   make test  PYTEST_ARGS="--pg 16 -k claim"
-#   make bench BENCH_ARGS="--help"
+#   make bench BENCH_ARGS="saturation --beside graphile-worker"
 #   make soak  SOAK_S=3600 SOAK_SEED=7 SOAK_ARGS="--json"
 
 SHELL := /bin/sh
+BENCH_ARGS ?= all --plots docs/benchmarks
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.complete
@@ -35,7 +36,9 @@ crashpoints: $(STAMP)  ## end daemon, backend and Postgres at every step there i
 interleavings: $(STAMP)  ## try INTERLEAVINGS (1000) new histories of writers, workers and operators
 	@INTERLEAVINGS=$${INTERLEAVINGS:-1000} exec $(BIN)/python -m pytest -q -s tests/test_interleavings.py $(PYTEST_ARGS)
 
-bench: $(STAMP)  ## measure speed and memory against their targets
+bench: $(STAMP)  ## measure all there is, beside what one would pick instead (hours; BENCH_ARGS=floor: one part)
+	@test -e .rivals/complete || benchmarks/rivals/install || echo "Going on without the rivals that need npm." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@exec $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 bench-smoke: $(STAMP)  ## hold the hot statements to plans and counts; a part of make test

@@ -59,12 +59,12 @@ BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
 """These take many minutes a round; the queues among the rivals take part when benchmarks/rivals/install has run."""
 
 AT_LENGTH = BESIDE_RIVALS | growth.AXES
-GROWTH = "growth"
-"""All axes, one after the other."""
+GROUPS = {"growth": tuple(growth.AXES), "all": (*PARTS, *AT_LENGTH)}
+"""Names for several parts, one after the other."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", metavar="[PART]...", nargs=-1, type=click.Choice([*PARTS, *AT_LENGTH, GROWTH]))
+@click.argument("names", metavar="[PART]...", nargs=-1, type=click.Choice([*PARTS, *AT_LENGTH, *GROUPS]))
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each side has its turn."
 )
@@ -125,6 +125,8 @@ def main(
 
     What grows: growth-pupils, growth-pending, growth-feedback, growth-daemons, growth-topics; growth for all five.
 
+    All of it takes about two hours and a half: all.
+
     `python -m benchmarks plot FILE...` draws what --plots kept before.
 
     Exit: 0 every target was met, 1 one was missed.
@@ -147,7 +149,7 @@ def main(
 
 def _parts(names: Sequence[str]) -> list[str]:
     """Return the parts that are meant, all short ones when none is named."""
-    return [part for name in names or PARTS for part in (growth.AXES if name == GROWTH else (name,))]
+    return [part for name in names or PARTS for part in GROUPS.get(name, (name,))]
 
 
 def _keep(json_file: Path | None, folder: Path | None, report: Report) -> None:

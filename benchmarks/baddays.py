@@ -151,7 +151,8 @@ async def measure(bench: Bench) -> Part:
         question="What do a forgotten transaction and a restart of Postgres do to freshness, backlog and bystanders?",
         how=f"{WRITES_PER_S} writes/s for {SECONDS:g} s, then {bench.scaled(EVENTS):,} events at once. Pinned: a"
         f" snapshot held since before {bench.scaled(PROCESSED):,} events came and went,"
-        f" {bench.scaled(PROCESSED_BY_RIVALS):,} of a rival; without AWA, whose ledger knows of no other deletion than its own. Bystander: reads one report.",
+        f" {bench.scaled(PROCESSED_BY_RIVALS):,} of a rival; without AWA, whose ledger knows of no other deletion than"
+        " its own. Bystander: reads one report.",
         rows=list(rows.values()),
         verdicts=_verdicts({day: rows[_side(day, RECALCD)] for day in DAYS}),
     )

@@ -70,7 +70,7 @@ async def _turn(ground: Contest, system: System, commits: str) -> dict[int, floa
     for name, value in (("commit_delay", delay_us), ("commit_siblings", siblings)):
         await ground.connection.execute(f"alter database {ground.database} set {name} = {value}")  # of new sessions
     seconds = SECONDS_OF_RIVALS if system.workers else SECONDS
-    async with ground.working(system, warm_ups=0):
+    async with ground.working(system, warm_ups=1):
         return {
             clients: await Load(SCRIPT, {"students": ground.students}, clients).for_seconds(
                 ground.dsn, ground.bench.scale * seconds

@@ -89,6 +89,7 @@ def test_growth_means_every_axis_and_no_name_means_every_short_part() -> None:
     assert _parts(["engine", "growth"]) == ["engine", *growth.AXES]
     assert _parts([]) == list(PARTS)
     assert set(_parts(["growth"])) <= AT_LENGTH.keys()
+    assert sorted(_parts(["all"])) == sorted([*PARTS, *AT_LENGTH])
 
 
 def test_a_rival_that_is_unknown_is_refused_with_the_names_there_are() -> None:
