@@ -67,7 +67,8 @@ def measured_on(system: System, case: Case) -> Case:
         return ALL_PUPILS
     if is_job_by_job(system):
         return case if case == CLEAN else ONE_EACH
-    return case[0], min(case[1], ALL_PUPILS[1])  # a batch holds the fewer pupils, the more unequal they are
+    # A batch holds the fewer pupils, the more unequal they are.
+    return ONE_EACH if case[0] == ONE_EACH[0] else (case[0], ALL_PUPILS[1])
 
 
 def outcome(system: System, case: Case, backlogs: Mapping[Case, Backlog], speeds: Mapping[Case, Series]) -> Outcome:
