@@ -11,10 +11,12 @@ from unittest.mock import AsyncMock, MagicMock
 import click
 import pytest
 
-from benchmarks import growth, machine, plot, rivals
+from benchmarks import growth, machine, pace, plot, rivals
 from benchmarks.__main__ import AT_LENGTH, PARTS, _keep, _parts, _run
 from benchmarks.figures import Part, Report, Row, Series, Verdict, interleaved
 from benchmarks.process import DaemonFailed
+from benchmarks.rivals import graphile_worker, plain
+from benchmarks.rivals.system import RECALCD
 
 MACHINE = {"cpu": "a processor", "cores": "2", "memory": "8 GB", "postgres": "18.4"}
 COMMAND = "python -m benchmarks saturation --rounds 3"
@@ -111,3 +113,35 @@ async def test_a_part_is_kept_before_the_next_begins(tmp_path: Path, monkeypatch
 async def test_a_turn_is_told_of_where_no_bar_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
     assert await interleaved("contest", 2, {"a side": AsyncMock(return_value=1)}) == {"a side": [1, 1]}
     assert re.findall(r"contest (\d)/2: [\d.]+ s, a side\n", capsys.readouterr().err) == ["1", "2"]
+
+
+BACKLOGS = {
+    pace.ONE_EACH: pace.Backlog(["a", "b"] * 5),
+    pace.CLEAN: pace.Backlog(["a", "b"] * 5, leaves_reports_stale=False),
+    pace.ALL_PUPILS: pace.Backlog(["a", "b"] * 50),
+    ("uniform", 1_000_000): pace.Backlog(["a"] * 99 + ["b"] + ["a"] * 100),
+}
+
+
+def test_a_queue_of_jobs_is_true_once_each_pupil_had_one_and_done_much_later() -> None:
+    speeds = {pace.ONE_EACH: series(2), pace.CLEAN: series(10)}
+    found = pace.outcome(graphile_worker.PLAIN, ("uniform", 1_000_000), BACKLOGS, speeds)
+    first, until_true, rest = 2 / 2, 98 / 10, 100 / 10
+    assert found.true_after.median == pytest.approx(first + until_true)
+    assert found.events_per_s.median == pytest.approx(200 / (first + until_true + rest))
+
+
+def test_a_queue_with_a_job_a_pupil_takes_as_long_whatever_the_events() -> None:
+    pupils_per_s = 4
+    speeds = {pace.ALL_PUPILS: series(pupils_per_s * 100 / 2)}
+    found = pace.outcome(graphile_worker.DEDUPED, ("uniform", 1_000_000), BACKLOGS, speeds)
+    assert found.true_after.median == pytest.approx(2 / pupils_per_s)
+    assert found.events_per_s.median == pytest.approx(200 / (2 / pupils_per_s))
+
+
+def test_who_does_everything_again_takes_as_long_for_any_backlog_and_recalcd_what_it_took() -> None:
+    case = ("uniform", 1_000_000)
+    again = pace.outcome(plain.RECOMPUTE_ALL, case, BACKLOGS, {pace.ALL_PUPILS: series(50)})
+    assert again.true_after.median == pytest.approx(100 / 50)
+    mine = pace.outcome(RECALCD, case, BACKLOGS, {case: series(400)})
+    assert (mine.events_per_s.median, mine.true_after.median) == (400, 0.5)
