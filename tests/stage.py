@@ -31,7 +31,8 @@ begin
 end $$;
 """
 
-# Who waits for autovacuum, as while it truncates a table, goes on by himself.
+# Who waits for autovacuum, as while it truncates a table, goes on by himself; and so does who waits for a session of
+# another database, as for the lock under which all commits that notify line up.
 _WAITING = """
 select l.pid, l.locktype = 'advisory' and l.classid = 4712 and l.objsubid = 2 as is_at_gate
 from pg_locks as l
@@ -39,6 +40,7 @@ where not l.granted
   and exists (
       select from pg_stat_activity as a
       where a.pid = any (pg_blocking_pids(l.pid)) and a.backend_type = 'client backend'
+        and a.datname = current_database()
   )
 """
 
