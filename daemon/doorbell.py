@@ -276,6 +276,7 @@ class Doorbell:
                 await self._doze(self._activity.rested())
             elif await self._fall_asleep(connection):
                 await self._sleep(left_s)
+                await self._let_pass()
                 await self._disarm(connection)
             else:
                 await self._doze(asyncio.sleep(left_s))
@@ -319,6 +320,12 @@ class Doorbell:
                 await connection.fetchval(DISARM)
             self._is_armed = False
             log.debug(telemetry.DOORBELL_DISARMED)
+
+    async def _let_pass(self) -> None:
+        """Let the batch that we were woken for have the server to itself, if it is short; writers ring meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DOZE_S):
+                await self._activity.rested()
 
     async def _sleep(self, most_s: float) -> None:
         """Sleep until rung, until there was work without a ring, or for most_s seconds. Always armed is never awake."""

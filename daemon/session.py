@@ -72,20 +72,26 @@ class Session:
 
         at_work is called whenever the server has confirmed that the wait is for it.
         """
-        watch = asyncio.create_task(self._watch(settings, at_work))
+        watches: list[asyncio.Task[None]] = []
+
+        def begin() -> None:
+            watches.append(asyncio.create_task(self._watch(settings, at_work)))
+
+        # Most waits are over long before: a task for each would cost more than all else that a batch does here.
+        timer = asyncio.get_running_loop().call_later(settings.heartbeat_s, begin)
         try:
             yield self.connection
         finally:
-            watch.cancel()
+            timer.cancel()
+            for watch in watches:
+                watch.cancel()
 
     async def _watch(self, settings: Settings, at_work: Callable[[], None]) -> None:
-        while True:
-            await asyncio.sleep(settings.heartbeat_s)
-            if not await self.is_at_work(settings):
-                log.warning(telemetry.SESSION_LOST, session=self.application_name, pid=self.pid)
-                self.connection.terminate()
-                return
+        while await self.is_at_work(settings):
             at_work()
+            await asyncio.sleep(settings.heartbeat_s)
+        log.warning(telemetry.SESSION_LOST, session=self.application_name, pid=self.pid)
+        self.connection.terminate()
 
     async def end_lost(self, lost: "Session") -> bool:
         """End a session that was lost to us, if it is still there, so that its locks are free; tell whether it was."""
