@@ -195,8 +195,12 @@ async def _turn(common: Contest, system: System, day: str, backlog: Sequence[str
             ages = await _trickle(common, system)
         xid, jobs = await _add_backlog(common, system, backlog)
         async with _restarting(server, restarts[1]):
-            left = await _wait(common, system)
-        seconds, done = await _seconds(common, system, xid, left), 1 - left / jobs
+            await _wait(common, system)
+        watched_s = await _ask(common, SINCE, xid)
+    # What was in hand when the workers were told to stop counts, and the time it took.
+    done = 1 - await _ask(common, f"select count(*) {system.left}") / jobs
+    finished_s = await _ask(common, FINISHED.format(report=system.report), xid)
+    seconds = finished_s if finished_s > 0 else watched_s
     await bystander.client.close()
     fresh, glances = Series.of("ms", (abs(ms) for ms in ages)), Series.of("ms", bystander.glances_ms)
     late = 100 * sum(1 for ms in ages if ms < 0) / len(ages)
@@ -322,8 +326,8 @@ async def _add_backlog(common: Contest, system: System, backlog: Sequence[str]) 
             return str(await connection.fetchval("select pg_current_xact_id()::text")), jobs
 
 
-async def _wait(common: Contest, system: System) -> int:
-    """Wait until nothing is left, or our patience is gone; return what is left then."""
+async def _wait(common: Contest, system: System) -> None:
+    """Wait until nothing is left, or our patience is gone."""
     client, query = Client(common.dsn), f"select count(*) {system.left}"
     deadline = time.monotonic() + (LIMIT_S if system in QUEUES and system.calls_each else LONG_LIMIT_S)
     while True:
@@ -331,13 +335,13 @@ async def _wait(common: Contest, system: System) -> int:
         left = int((await client.fetch(query))[0][0])
         if not left or looked_at > deadline:
             await client.close()
-            return left
+            return
         await rest(looked_at, deadline, LOOK_EVERY_S)
 
 
-async def _seconds(common: Contest, system: System, xid: str, left: int) -> float:
-    """Return how long a backlog took, or has taken so far."""
+async def _ask(common: Contest, query: str, *values: object) -> float:
+    """Ask for a number."""
     client = Client(common.dsn)
-    seconds = (await client.fetch(SINCE if left else FINISHED.format(report=system.report), xid))[0][0]
+    number = (await client.fetch(query, *values))[0][0]
     await client.close()
-    return float(seconds)
+    return float(number or 0)

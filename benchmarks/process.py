@@ -58,7 +58,7 @@ class Daemon:
 
 @asynccontextmanager
 async def daemon(
-    dsn: str, settings: Mapping[str, float] | None = None, *, drain: bool = False
+    dsn: str, settings: Mapping[str, object] | None = None, *, drain: bool = False
 ) -> AsyncIterator[Daemon]:
     """Run a daemon while the block runs; settings are named like their fields."""
     given = {variable(name): str(value) for name, value in (settings or {}).items()}

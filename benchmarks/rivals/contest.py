@@ -149,7 +149,7 @@ class Contest:
         """Run a contestant's workers; enter when they have shown that they work, and are idle again."""
         async with system.working(self.dsn):
             await self.warm_up(system, warm_ups)
-            if system.has_daemon:
+            if system.sleeps_armed:
                 await asleep(self.connection)
             yield
 

@@ -68,7 +68,9 @@ class System:
     views: tuple[str, ...] = ()
     """Materialized views to refresh before a turn."""
     ring: str = RING
-    """What recalcd's enqueue does in the place of ringing its doorbell."""
+    """What recalcd's enqueue does in the place of ringing its doorbell..."""
+    settings: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """...and the settings of its daemon, named like their fields."""
     calls_each: bool = True
     """Whether a call of the procedure is of one pupil."""
     dedupes: bool = False
@@ -78,6 +80,11 @@ class System:
     def has_daemon(self) -> bool:
         """Whether recalcd's daemon is what works."""
         return self.enqueue is None
+
+    @property
+    def sleeps_armed(self) -> bool:
+        """Whether recalcd's daemon waits for its doorbell, rather than look by itself."""
+        return self.has_daemon and self.settings.get("wake") != "poll"
 
     @property
     def analyze(self) -> str:
@@ -93,7 +100,7 @@ class System:
         """Run the workers while the block runs."""
         async with AsyncExitStack() as stack:
             if self.has_daemon:
-                yield [await stack.enter_async_context(daemon(dsn))]
+                yield [await stack.enter_async_context(daemon(dsn, self.settings))]
                 return
             yield [
                 await stack.enter_async_context(
