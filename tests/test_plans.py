@@ -140,6 +140,30 @@ async def test_a_claim_finds_the_head_by_the_primary_key_and_the_events_of_its_k
     assert touched.written == {"outbox.event": 2 * BATCH_KEYS}
 
 
+async def test_a_claim_gathers_many_events_of_a_backlog_by_a_bitmap(db: asyncpg.Connection, topic: str) -> None:
+    await add_backlog(db, topic, events=20_000, keys=400)
+    assert await fetching(db) == (20_000 * BATCH_KEYS // 400, 0)
+
+
+async def test_a_claim_gathers_few_events_by_the_index_whatever_the_planner_believes(
+    db: asyncpg.Connection, topic: str
+) -> None:
+    """A bitmap would read the entries of those that are gone, too, again with every claim of the key."""
+    await add_backlog(db, topic, events=20_000, keys=40)
+    await db.execute("delete from outbox.event where event_id <= (select max(event_id) - 9 from outbox.event)")
+    assert await fetching(db) == (9, 9)
+
+
+async def fetching(db: asyncpg.Connection) -> tuple[int, int]:
+    """Return how many events a claim takes, and how many of them it fetches one by one by the index on their keys."""
+    query = "select pg_stat_get_xact_tuples_fetched('outbox.event_topic_key_idx'::regclass)"
+    async with db.transaction():
+        before = await db.fetchval(query)
+        taken = await claim(db, {}, after="", retries_first=False)
+        assert taken is not None
+        return taken.event_count, await db.fetchval(query) - before
+
+
 async def test_a_claim_above_the_mark_does_not_read_what_lies_below(db: asyncpg.Connection, topic: str) -> None:
     await add_backlog(db, topic, events=10_000, keys=5_000)
     mark = await db.fetchval("select min(event_id) + 8000 from outbox.event")

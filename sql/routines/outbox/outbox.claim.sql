@@ -36,6 +36,8 @@ begin
         where t.paused_at is null and not coalesce((p_hints -> t.topic ->> 'skip')::boolean, false)
         order by t.topic <= p_after, t.topic
     loop
+        -- By a bitmap a look at the head would read all of a backlog first.
+        perform set_config('enable_bitmapscan', 'off', true);
         v_limit := least(v_topic.batch_keys, (p_hints -> v_topic.topic ->> 'keys')::integer, (p_hints -> '' ->> 'keys')::integer);
         v_above := coalesce((p_hints -> v_topic.topic ->> 'above')::bigint, 0);
 
@@ -67,6 +69,8 @@ begin
         if exists (select from outbox.suspect as s where s.topic = v_topic.topic) then
             select s.keys, s.suspects into v_keys, suspects from outbox.single_out(v_topic.topic, v_keys, v_limit) as s;
         end if;
+        -- But where many events wait, many are of these keys, and a bitmap visits their pages once instead of once each.
+        perform set_config('enable_bitmapscan', coalesce(is_full, false)::text, true);
         select c.keys, c.event_count, c.oldest_event_at, c.started_at, c.reasons, c.traceparent, c.folded_count
         into keys, event_count, oldest_event_at, started_at, reasons, traceparent, folded_count
         from outbox.claim_keys(v_topic.topic, v_keys, v_above) as c;
