@@ -71,19 +71,18 @@ with pupil as materialized (
            count(w.score) as feedback_count, count(*) as assignment_count
     from work as w
     group by w.student_id
+), latest as (
+    select distinct on (w.student_id) w.student_id, w.assignment_id, w.score, w.comment, w.given_at
+    from work as w
+    where w.given_at is not null
+    order by w.student_id, w.given_at desc, w.assignment_id desc
 )
 select t.student_id, t.average, t.activity_average, t.assessment_average, t.feedback_count, t.assignment_count,
        s.subjects, l.assignment_id as latest_assignment_id, l.score as latest_score, l.comment as latest_comment,
        l.given_at as latest_given_at
 from total as t
 join subjects as s on s.student_id = t.student_id
-left join lateral (
-    select w.assignment_id, w.score, w.comment, w.given_at
-    from work as w
-    where w.student_id = t.student_id and w.given_at is not null
-    order by w.given_at desc, w.assignment_id desc
-    limit 1
-) as l on true
+left join latest as l on l.student_id = t.student_id
 """
 ONE_PUPIL = ADDED_UP.format(pupils="select s.student_id from school.student as s where s.student_id = $1")
 ONE_COHORT = ADDED_UP.format(pupils="select s.student_id from school.student as s where s.cohort_id = $1")
