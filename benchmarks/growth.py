@@ -27,8 +27,8 @@ SCHOOL = 10_000
 TOPICS = (1, 10, 100)
 SPREAD_EVENTS, SPREAD_KEYS = 200_000, 10_000
 """Of all topics together."""
-IDLE_WRITES = 5
-"""A turn."""
+IDLE_WRITES = 9
+"""A turn; more than meet a session that has not planned yet what it runs."""
 DIRTY = 5_000
 """Most pupils whose reports a turn makes stale at once."""
 
@@ -90,15 +90,16 @@ class Place:
     works: Sequence[tuple[str, str]]
 
     async def turn(self, daemons: int = 1) -> Outcome:
-        """Write one by one from idle; then make many reports stale at once."""
+        """Make many reports stale at once; then, when the workers have planned what they run, write one by one."""
         await forget_history(self.connection)
         await settle_down(self.connection, *SCHOOL_TABLES)
         async with AsyncExitStack() as stack:
             for _ in range(daemons):
                 await stack.enter_async_context(daemon(self.bench.server.dsn(self.database)))
+            works = self.works[IDLE_WRITES:]
+            row = await self._burst(works)
             fresh = Series.of("ms", [await self._write(*work) for work in self.works[:IDLE_WRITES]])
-            row = await self._burst()
-        assert row["pupils"] == len(self.works), "a pupil was left out, or done twice"
+        assert row["pupils"] == len(works), "a pupil was left out, or done twice"
         return Outcome(
             fresh.median, row["pupils"] / row["seconds"], row["procedure_ms"] / row["pupils"], row["batches"]
         )
@@ -108,10 +109,10 @@ class Place:
         xid = await self.connection.fetchval(RECORD, assignment_id, student_id)
         return await fresh_ms(self.connection, xid, str(student_id))
 
-    async def _burst(self) -> asyncpg.Record:
+    async def _burst(self, works: Sequence[tuple[str, str]]) -> asyncpg.Record:
         await asleep(self.connection)
         since = await self.connection.fetchval("select clock_timestamp()")
-        assignments, students = zip(*self.works, strict=True)
+        assignments, students = zip(*works, strict=True)
         xid = await self.connection.fetchval(TOUCH, assignments, students)
         await drained(self.connection)
         await asleep(self.connection)
@@ -124,7 +125,7 @@ class Place:
 async def _place(bench: Bench, students: int, each: int) -> AsyncIterator[Place]:
     async with bench.database() as database, bench.connection(database) as connection:
         await load_school(connection, students, each)
-        works = await connection.fetch(WORK, bench.scaled(DIRTY, least=IDLE_WRITES))
+        works = await connection.fetch(WORK, bench.scaled(DIRTY, least=IDLE_WRITES) + IDLE_WRITES)
         yield Place(bench, database, connection, [(row[0], row[1]) for row in works])
 
 
@@ -136,7 +137,7 @@ async def measure_pupils(bench: Bench) -> Part:
 
 async def measure_feedback(bench: Bench) -> Part:
     """Compare pupils of more and more feedback."""
-    students = bench.scaled(COURSE, least=IDLE_WRITES)
+    students = bench.scaled(COURSE, least=2 * IDLE_WRITES)
     sizes = {pieces: (students, pieces) for pieces in _scaled(bench, PIECES, least=5)}
     return await _schools(bench, "growth-feedback", "pieces of feedback a pupil", sizes, f"{students} pupils.")
 
@@ -154,7 +155,8 @@ async def measure_daemons(bench: Bench) -> Part:
     async with _place(bench, bench.scaled(SCHOOL, least=100), 40) as place:
         turns = {f"{daemons:,}": partial(place.turn, daemons) for daemons in DAEMONS}
         measured = await interleaved("growth-daemons", bench.rounds, turns)
-    how = f"{len(place.works):,} pupils at once; 2 workers each, so what they share is this machine's cores."
+    dirty = len(place.works) - IDLE_WRITES
+    how = f"{dirty:,} pupils at once; 2 workers each, so what they share is this machine's cores."
     return _part("growth-daemons", "daemons", how, SCHOOL_UNITS, measured)
 
 
