@@ -18,6 +18,7 @@ from engine import (
     make_topic,
     numbered,
     on_duty,
+    pending,
     sessions,
     terminate,
     until_empty,
@@ -86,6 +87,51 @@ async def test_a_bell_is_not_armed_while_a_worker_has_a_batch_in_hand(
         await asleep(db)
     assert tries
     assert not any(tries)
+
+
+async def test_disarming_waits_for_the_batch_that_was_rung_for(
+    db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both at once would share the processors, and the batch would be later."""
+    still_pending: list[list[str]] = []
+    disarm = Doorbell._disarm
+
+    async def noted(doorbell: Doorbell, connection: Any) -> None:
+        still_pending.append(await pending(db))
+        await disarm(doorbell, connection)
+
+    monkeypatch.setattr(Doorbell, "_disarm", noted)
+    monkeypatch.setattr(daemon.doorbell, "DOZE_S", 60)  # not even for a machine that is slow
+    async with on_duty(impatient(settings, linger_s=0.0, workers=1)):
+        await asleep(db)
+        await enqueue(db, "t", "k")
+
+        async def has_disarmed() -> bool:
+            return bool(still_pending)
+
+        await eventually(has_disarmed)
+    assert still_pending[0] == []
+
+
+async def test_disarming_does_not_wait_for_a_long_batch(
+    db: asyncpg.Connection, settings: Settings, connect: Connect
+) -> None:
+    """Or writers would line up to notify for as long as it takes."""
+    await make_topic(db, "t", f"perform pg_advisory_xact_lock_shared({GATE});")
+    gate = await connect("gatekeeper")
+    await gate.execute(f"select pg_advisory_lock({GATE})")
+    async with on_duty(impatient(settings, linger_s=0.0, workers=1)):
+        await asleep(db)
+        await enqueue(db, "t", "k")
+
+        async def is_silent() -> bool:
+            """Whether a writer need not ring, now."""
+            return bool(await db.fetchval("select pg_try_advisory_xact_lock_shared(29283, 1)"))
+
+        await wait_until_blocked(db, "recalcd worker")
+        await eventually(is_silent)
+        await gate.execute(f"select pg_advisory_unlock({GATE})")
+        await until_empty(db)
 
 
 @pytest.mark.parametrize("ticks", range(4))
