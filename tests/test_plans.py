@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from asyncpg.connection import LoggedQuery
 from engine import LIVE, make_topic
+from servers import Connect
 
 from daemon import sample_school
 from daemon.batch import MAKE_PARTITIONS, RECALCULATE, Batch, Recalculation
@@ -23,6 +24,8 @@ from daemon.doorbell import LOOK
 STUDENTS, EACH = 400, 20
 TOPIC = "t"
 BATCH_KEYS = 50
+LONG = "k" * 30
+"""As long as a uuid: the index on keys is the larger one, and looks dearer."""
 
 TABLES = """
 select relid::regclass::text as name, coalesce(seq_scan, 0) as scans, coalesce(seq_tup_read, 0) as read,
@@ -77,13 +80,14 @@ async def _counters(db: asyncpg.Connection) -> Mapping[str, Mapping[str, int]]:
     return {row["name"]: {what: row[what] for what in ("scans", "read", "written")} for row in rows}
 
 
-async def add_backlog(db: asyncpg.Connection, topic: str, *, events: int, keys: int) -> None:
+async def add_backlog(db: asyncpg.Connection, topic: str, *, events: int, keys: int, prefix: str = "k") -> None:
     """Add events of as many keys in turn, and let the planner count them."""
     await db.execute(
-        "insert into outbox.event (topic, key) select $1, 'k' || i % $3 from generate_series(0, $2::integer - 1) as i",
+        "insert into outbox.event (topic, key) select $1, $4 || i % $3 from generate_series(0, $2::integer - 1) as i",
         topic,
         events,
         keys,
+        prefix,
     )
     await db.execute("analyze outbox.event")
 
@@ -178,6 +182,22 @@ async def test_a_claim_does_not_read_the_older_backlog_of_another_topic(db: asyn
     await add_backlog(db, "busy", events=20_000, keys=20_000)
     await add_backlog(db, topic, events=2_000, keys=2_000)
     assert (await claiming(db, topic)).read_of(*EVENTS) <= 5 * BATCH_KEYS
+
+
+@pytest.mark.parametrize("query", ["outbox.is_fresh($1, $2)", "outbox.is_pending($1, $2)", "outbox.wait_fresh($1, $2)"])
+async def test_whether_a_key_waits_is_not_asked_of_events_that_cannot_be_vacuumed(
+    db: asyncpg.Connection, connect: Connect, topic: str, query: str
+) -> None:
+    """The planner counts none of them, and takes one index to be as good as another."""
+    forgotten = await connect("forgotten")
+    async with forgotten.transaction(isolation="repeatable_read"):
+        await forgotten.execute("select from outbox.topic")
+        await add_backlog(db, topic, events=50_000, keys=500, prefix=LONG)
+        await db.execute("delete from outbox.event")
+        await db.execute("vacuum (analyze) outbox.event")
+        async with touching(db) as touched:
+            await db.fetchval(f"select {query}", topic, f"{LONG}7")
+    assert touched.read_of(*EVENTS) <= 500
 
 
 async def test_a_look_reads_one_event_of_a_backlog(db: asyncpg.Connection, topic: str) -> None:

@@ -40,7 +40,7 @@ begin
         end if;
         drifted_keys := array(
             select k.key from pg_catalog.unnest(v_changed) as k (key)
-            where not exists (select from outbox.event as e where e.topic = p_topic and e.key = k.key)
+            where not outbox.is_pending(p_topic, k.key)
             order by k.key
         );
         truth := outbox.describe(p_topic, drifted_keys);

@@ -18,7 +18,7 @@ begin
         limit p_limit;
     else
         return query
-        select k.key, exists (select from outbox.event as e where e.topic = v_job.topic and e.key = k.key)
+        select k.key, outbox.is_pending(v_job.topic, k.key)
         from outbox.list_part(v_job.topic, v_job.part, v_job.cursor, p_limit) with ordinality as k (key, number)
         order by k.number;
     end if;

@@ -17,7 +17,7 @@ begin
             using errcode = 'RC001', hint = 'Wait in a transaction of its own, at isolation level read committed.';
     end if;
     -- What we see of a transaction still in progress is our own, or that of a savepoint of ours, whose id is younger.
-    if exists (
+    if outbox.is_pending(p_topic, p_key) and exists (
         select from outbox.event as e
         cross join lateral (select (e.xmin::text::bigint - v_own) & 4294967295 as distance) as d
         where e.topic = p_topic and e.key = p_key and d.distance < 2147483648
