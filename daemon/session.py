@@ -77,7 +77,7 @@ class Session:
         def begin() -> None:
             watches.append(asyncio.create_task(self._watch(settings, at_work)))
 
-        # Most waits are over long before: a task for each would cost more than all else that a batch does here.
+        # Most waits are over long before, and cost a timer instead of a task.
         timer = asyncio.get_running_loop().call_later(settings.heartbeat_s, begin)
         try:
             yield self.connection
