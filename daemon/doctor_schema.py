@@ -57,7 +57,7 @@ async def check_routines(patient: Patient) -> Complaints:
 
 
 async def _differs(path: Path, source: str) -> bool:
-    return path.is_file() and source not in path.read_text("utf-8")  # noqa: ASYNC240  # small, and nobody waits
+    return path.is_file() and f"$${source}$$" not in path.read_text("utf-8")  # noqa: ASYNC240  # small, and nobody waits
 
 
 async def check_privileges(patient: Patient) -> Complaints:
