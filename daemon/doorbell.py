@@ -1,8 +1,10 @@
 """What wakes the workers: the armed doorbell, and the poll behind it.
 
-NOTIFY is a hint, the table is the truth. Writers only ring while a daemon is armed; a daemon arms when it has had
-nothing to do for a while, on its LISTEN session, so that losing one loses both. Why no wake-up is lost: design.md,
-The armed doorbell.
+NOTIFY is a hint, the table is the truth. Writers only ring while a daemon is armed; a daemon arms when it has nothing
+to do, on its LISTEN session, so that losing one loses both. It stays armed while it works, so that a trickle of writes
+is heard one by one, and disarms for a while when they ring in vain, since all its workers are busy: then they find
+the next event by themselves, and a NOTIFY would only make writers wait for each other. Why no wake-up is lost:
+design.md, The armed doorbell.
 """
 
 import asyncio
@@ -34,6 +36,9 @@ ECHO = statement("echo")
 CHANNEL = "outbox"
 DOZE_S = 0.005
 """How soon to try again to fall asleep when silent writers are in flight, or keys are busy; doubles each time."""
+CROWD = 8
+"""So many more rings with every worker busy than with one at rest mute the bell. Of rings that find one at rest two
+times in three, that takes some 1,500 on average; of those that do so one time in three, 21."""
 RELISTEN_S = 60.0
 """How long to do without LISTEN on a connection that does not deliver, before trying again."""
 
@@ -58,9 +63,10 @@ class Alarm:
 
 @dataclass
 class Activity:
-    """When there was work last, as the doorbell and the poll need to know."""
+    """Who is at work, and when there was work last, as the doorbell and the poll need to know."""
 
     linger_s: float
+    workers: int = 1
     _last_work_at: float = field(default_factory=time.monotonic)
     _stirred: asyncio.Event = field(default_factory=asyncio.Event)
     _in_hand: int = 0
@@ -82,6 +88,11 @@ class Activity:
         """Whether any worker has a batch in hand."""
         return self._in_hand > 0
 
+    @property
+    def is_stretched(self) -> bool:
+        """Whether every worker has."""
+        return self._in_hand >= self.workers
+
     async def rested(self) -> None:
         """Wait until no worker has a batch in hand any more."""
         self._rested.clear()
@@ -93,9 +104,13 @@ class Activity:
         self._last_work_at = time.monotonic()
         self._stirred.set()
 
+    def quiet_s(self) -> float:
+        """Return how long ago there was work last."""
+        return time.monotonic() - self._last_work_at
+
     def lingering_s(self) -> float:
-        """Return how much longer to keep polling closely; 0 or less when there was no work lately."""
-        return self._last_work_at + self.linger_s - time.monotonic()
+        """Return how much longer to linger; 0 or less when there was no work lately."""
+        return self.linger_s - self.quiet_s()
 
     async def stirred(self) -> None:
         """Wait for work that is done from now on."""
@@ -121,8 +136,10 @@ class Doorbell:
         self._rung = asyncio.Event()
         self._asleep_s: float | None = None
         self._doze_s = DOZE_S
-        self._always = settings.wake == "always"
-        self._is_armed = False
+        self._bell: Literal["armed", "guarded", "silent"] = "silent"
+        """Whether we are armed, or another daemon was when we looked last: then writers ring."""
+        self._crowd = 0
+        self._crowded = asyncio.Event()
         self._listener: Session | None = None
         self.is_listening = False
         self.is_degraded = False
@@ -145,15 +162,21 @@ class Doorbell:
     async def poll(self) -> None:
         """Ring the alarm for ever: closely after work, rarely when a bell will ring, often when none can."""
         while True:
-            lingering = self._activity.lingering_s() > 0
-            pause_s = (
-                self._settings.linger_poll_s if lingering else self._asleep_s or self._settings.poll_only_interval_s
-            )
             try:
-                async with asyncio.timeout(pause_s * random.uniform(0.8, 1.0)):
+                async with asyncio.timeout(self._pause_s() * random.uniform(0.8, 1.0)):
                     await self._activity.stirred()
             except TimeoutError:
                 self._alarm.ring()
+
+    def _pause_s(self) -> float:
+        settings, activity = self._settings, self._activity
+        if self._asleep_s is not None:
+            return self._asleep_s
+        if activity.lingering_s() <= 0:
+            return settings.poll_only_interval_s
+        if self._bell == "silent":
+            return settings.linger_poll_s
+        return max(settings.linger_poll_s, activity.quiet_s())  # a bell rings for nearly all; no need to hurry
 
     async def listen(self) -> None:
         """Keep a LISTEN session for ever, unless told to poll only."""
@@ -178,7 +201,7 @@ class Doorbell:
                     log.warning(telemetry.LISTENER_LOST, **telemetry.error_keys(error))
                 pause_s = min(0.1 * 2 ** min(failures, 20), self._settings.retry_max_s)
             finally:
-                self._asleep_s, self.is_listening, self.is_degraded = None, False, True
+                self._bell, self._asleep_s, self.is_listening, self.is_degraded = "silent", None, False, True
                 self.is_settled.set()
             self.pulse.beat(pause_s)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
@@ -234,6 +257,10 @@ class Doorbell:
     def _on_ring(self, *_: object) -> None:
         self._alarm.ring()
         self._rung.set()
+        if self._settings.wake != "always":
+            self._crowd = self._crowd + 1 if self._activity.is_stretched else max(0, self._crowd - 1)
+            if self._crowd >= CROWD:
+                self._crowded.set()
 
     def _on_echo(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         self._echoes.put_nowait(str(payload))
@@ -270,16 +297,32 @@ class Doorbell:
         while (left_s := until - time.monotonic()) > 0:
             if connection.is_closed():  # with a batch in hand nothing else would notice before the next heartbeat
                 raise ConnectionResetError("the LISTEN session ended")
-            if not self._always and (linger_s := self._activity.lingering_s()) > 0:
-                await asyncio.sleep(min(linger_s, left_s))
+            if self._crowded.is_set():
+                await self._mute(connection, left_s)
+            elif self._bell != "silent" and (linger_s := self._activity.lingering_s()) > 0:
+                await self._linger(min(linger_s, left_s))
             elif self._activity.is_at_work:  # its events are still to be seen, so we could not fall asleep
                 await self._doze(self._activity.rested())
             elif await self._fall_asleep(connection):
                 await self._sleep(left_s)
-                await self._let_pass()
-                await self._disarm(connection)
             else:
                 await self._doze(asyncio.sleep(left_s))
+
+    async def _linger(self, most_s: float) -> None:
+        """Put off the next look, which would be in the way of work; a crowd must not wait for it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                await self._crowded.wait()
+
+    async def _mute(self, connection: asyncpg.Connection, most_s: float) -> None:
+        """Let writers be silent for a while."""
+        if self._bell == "armed":  # when another daemon guards us, there is nothing to give back
+            async with self._deadline(connection):
+                await connection.fetchval(DISARM)
+            log.debug(telemetry.DOORBELL_DISARMED)
+        self._bell, self._crowd = "silent", 0
+        self._crowded.clear()
+        await asyncio.sleep(min(self._activity.linger_s, most_s))
 
     async def _doze(self, waker: Awaitable[object]) -> None:
         """Sleep a little, longer each time, and let an idle worker look; until the waker's time has come."""
@@ -294,43 +337,29 @@ class Doorbell:
     async def _fall_asleep(self, connection: asyncpg.Connection) -> bool:
         """Arm, then look once more; false when there is something to do after all."""
         self._rung.clear()
-        async with self._deadline(connection):
-            state = await connection.fetchval(ARM)
-        if state == "busy":
-            return False
-        self._is_armed = state == "armed"
+        if self._bell != "armed":
+            async with self._deadline(connection):
+                state = await connection.fetchval(ARM)
+            if state == "busy":
+                self._bell = "silent"
+                return False
+            self._bell = state
+            log.debug(telemetry.DOORBELL_ARMED, state=state)
         async with self._deadline(connection):
             look = await one_row(connection, LOOK, self._hints.skipped(time.monotonic()))
         if look["ready"]:
             self._hints.sweep()
             self._alarm.ring()
-            if not self._always:
-                await self._disarm(connection)
-                return False
+            return False
         self._doze_s = DOZE_S
         next_attempt_s = self._settings.poll_interval_s if look["next_attempt_s"] is None else look["next_attempt_s"]
         self._asleep_s = max(0.01, min(self._settings.poll_interval_s, next_attempt_s))
-        log.debug(telemetry.DOORBELL_ARMED, state=state)
         return True
 
-    async def _disarm(self, connection: asyncpg.Connection) -> None:
-        """Let writers be silent again. When another daemon guarded us, there is nothing to give back."""
-        if self._is_armed:
-            async with self._deadline(connection):
-                await connection.fetchval(DISARM)
-            self._is_armed = False
-            log.debug(telemetry.DOORBELL_DISARMED)
-
-    async def _let_pass(self) -> None:
-        """Let the batch that we were woken for have the server to itself, if it is short; writers ring meanwhile."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DOZE_S):
-                await self._activity.rested()
-
     async def _sleep(self, most_s: float) -> None:
-        """Sleep until rung, until there was work without a ring, or for most_s seconds. Always armed is never awake."""
-        wakers = [] if self._always else [self._rung.wait(), self._activity.stirred()]
-        sleepers = [asyncio.ensure_future(waker) for waker in (*wakers, asyncio.sleep(most_s))]
+        """Sleep until rung, until there was work without a ring, or for most_s seconds."""
+        wakers = (self._rung.wait(), self._activity.stirred(), asyncio.sleep(most_s))
+        sleepers = [asyncio.ensure_future(waker) for waker in wakers]
         try:
             await asyncio.wait(sleepers, return_when=asyncio.FIRST_COMPLETED)
         finally:

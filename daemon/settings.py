@@ -61,9 +61,13 @@ class Settings(BaseSettings):
     poll_interval_s: float = _seconds(5, "poll behind the doorbell, jittered: the most that a lost NOTIFY costs")
     poll_only_interval_s: float = _seconds(0.1, "poll when no bell can ring")
     linger_s: float = Field(
-        0.5, ge=0, le=60, allow_inf_nan=False, description="time to keep polling after the last work; 0: none"
+        0.5,
+        ge=0,
+        le=60,
+        allow_inf_nan=False,
+        description="time to keep polling after the last work, and to let a crowd of writers be silent; 0: none",
     )
-    linger_poll_s: float = _seconds(0.01, "poll while lingering", up_to=60)
+    linger_poll_s: float = _seconds(0.01, "poll while lingering; while writers ring, ever less often", up_to=60)
 
     heartbeat_s: float = _seconds(15, "time after which a silent session is checked")
     heartbeat_timeout_s: float = _seconds(5, "time one such check may take; then the session is replaced")

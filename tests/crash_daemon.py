@@ -10,7 +10,10 @@ from crash_scenarios import Scenario
 from crash_world import GUILTY, Reports, World
 from servers import as_daemon
 
+from daemon.doorbell import CROWD
+
 ARMED = ("recalcd listener", "look", "bind_execute", "after")
+AT_WORK = ("recalcd worker", "claim", "bind_execute", "before")
 MANY_POLLS = 30
 AUDITED = ("recalcd auditor", "commit", "query", "after")
 
@@ -126,27 +129,43 @@ async def prepare_fatal(world: World) -> None:
     await make_trouble(world, "end")
 
 
+async def is_idle(world: World, stop: Stop) -> bool:
+    """Tell whether the daemon is about to sleep."""
+    return stop.point.site == ARMED and not await world.db.fetchval("select exists (select from outbox.event)")
+
+
 def sleep_wake_stop() -> Act:
-    """Write once more when the daemon is about to sleep, so that a bell must wake it; then stop it."""
-    return _when_idle(scenes=2)
+    """Write when the daemon is about to sleep, so that a bell must wake it.
 
-
-def stop_when_idle() -> Act:
-    """Stop the daemon when it is about to sleep."""
-    return _when_idle(scenes=1)
-
-
-def _when_idle(scenes: int) -> Act:
+    Then let a crowd write while its worker is busy, so that it mutes the bell; and stop it when it has nothing to do.
+    """
     scene = 0
 
     async def act(world: World, running: Running, stop: Stop) -> None:
         nonlocal scene
-        if stop.point.site != ARMED or await world.db.fetchval("select exists (select from outbox.event)"):
-            return
-        scene += 1
-        if scene < scenes:
-            await world.subject.write(world.db)
-        elif scene == scenes:
+        match scene:
+            case 0 if await is_idle(world, stop):
+                await world.subject.write(world.db)
+                scene = 1
+            case 1 if stop.point.site == AT_WORK:
+                for _ in range(CROWD):
+                    await world.subject.write(world.db)
+                scene = 2
+            case 2 if await is_idle(world, stop):
+                running.signal(signal.SIGTERM)
+                scene = 3
+
+    return act
+
+
+def stop_when_idle() -> Act:
+    """Stop the daemon when it is about to sleep."""
+    is_stopping = False
+
+    async def act(world: World, running: Running, stop: Stop) -> None:
+        nonlocal is_stopping
+        if not is_stopping and await is_idle(world, stop):
+            is_stopping = True
             running.signal(signal.SIGTERM)
 
     return act

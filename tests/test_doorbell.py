@@ -1,6 +1,7 @@
 """What wakes a daemon: the armed bell, the poll behind it, and the listener's connection."""
 
 import asyncio
+from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +19,6 @@ from engine import (
     make_topic,
     numbered,
     on_duty,
-    pending,
     sessions,
     terminate,
     until_empty,
@@ -28,7 +28,7 @@ from waiting import eventually, wait_until_blocked
 
 import daemon.doorbell
 from daemon import telemetry
-from daemon.doorbell import Activity, Alarm, Doorbell
+from daemon.doorbell import CROWD, Activity, Alarm, Doorbell
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
 from daemon.settings import Settings
@@ -89,49 +89,89 @@ async def test_a_bell_is_not_armed_while_a_worker_has_a_batch_in_hand(
     assert not any(tries)
 
 
-async def test_disarming_waits_for_the_batch_that_was_rung_for(
-    db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both at once would share the processors, and the batch would be later."""
-    still_pending: list[list[str]] = []
-    disarm = Doorbell._disarm
-
-    async def noted(doorbell: Doorbell, connection: Any) -> None:
-        still_pending.append(await pending(db))
-        await disarm(doorbell, connection)
-
-    monkeypatch.setattr(Doorbell, "_disarm", noted)
-    monkeypatch.setattr(daemon.doorbell, "DOZE_S", 60)  # not even for a machine that is slow
-    async with on_duty(impatient(settings, linger_s=0.0, workers=1)):
+async def test_a_trickle_rings_one_by_one(db: asyncpg.Connection, settings: Settings, rings: list[str]) -> None:
+    """A worker at rest would have to look for each of these events instead, again and again."""
+    async with on_duty(impatient(settings, linger_s=60)):
         await asleep(db)
-        await enqueue(db, "t", "k")
-
-        async def has_disarmed() -> bool:
-            return bool(still_pending)
-
-        await eventually(has_disarmed)
-    assert still_pending[0] == []
+        for key in numbered(20):
+            await enqueue(db, "t", key)
+            await until_empty(db)
+    assert await done(db, "t") == numbered(20)
+    assert rings == ["t"] * 20
 
 
-async def test_disarming_does_not_wait_for_a_long_batch(
-    db: asyncpg.Connection, settings: Settings, connect: Connect
+async def test_a_crowd_is_let_be_silent_for_a_while(
+    db: asyncpg.Connection, settings: Settings, connect: Connect, rings: list[str]
 ) -> None:
-    """Or writers would line up to notify for as long as it takes."""
+    """With every worker busy rings are in vain, and writers would line up to notify for as long as a batch takes."""
     await make_topic(db, "t", f"perform pg_advisory_xact_lock_shared({GATE});")
     gate = await connect("gatekeeper")
     await gate.execute(f"select pg_advisory_lock({GATE})")
-    async with on_duty(impatient(settings, linger_s=0.0, workers=1)):
+
+    async def is_silent() -> bool:
+        return bool(await db.fetchval("select pg_try_advisory_xact_lock_shared(29283, 1)"))
+
+    async with on_duty(impatient(settings, workers=1)):
         await asleep(db)
         await enqueue(db, "t", "k")
-
-        async def is_silent() -> bool:
-            """Whether a writer need not ring, now."""
-            return bool(await db.fetchval("select pg_try_advisory_xact_lock_shared(29283, 1)"))
-
         await wait_until_blocked(db, "recalcd worker")
+        for key in numbered(CROWD):
+            assert not await is_silent()
+            await enqueue(db, "t", key)
         await eventually(is_silent)
+        await enqueue(db, "t", "silently")
         await gate.execute(f"select pg_advisory_unlock({GATE})")
         await until_empty(db)
+        await asleep(db)
+        await enqueue(db, "t", "again")
+        await until_empty(db)
+    assert rings == ["t"] * (1 + CROWD + 1)
+
+
+@pytest.mark.parametrize(
+    ("at_work", "is_crowd"),
+    [
+        ([2] * CROWD, True),
+        ([1] * 5 * CROWD, False),
+        ([2] * (CROWD - 1) + [1, 2], False),
+        ([1] * CROWD + [2] * CROWD, True),
+        ([2, 1] * CROWD, False),
+        ([2, 2, 1] * CROWD, True),
+    ],
+)
+def test_a_crowd_is_many_more_rings_with_every_worker_busy_than_with_one_at_rest(
+    settings: Settings, at_work: list[int], is_crowd: bool
+) -> None:
+    activity = Activity(linger_s=0, workers=2)
+    doorbell = Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))
+    for busy in at_work:
+        with ExitStack() as stack:
+            for _ in range(busy):
+                stack.enter_context(activity.batch_in_hand())
+            doorbell._on_ring()
+    assert doorbell._crowded.is_set() == is_crowd
+
+
+@pytest.mark.parametrize(
+    ("bell", "quiet_s", "asleep_s", "pause_s"),
+    [
+        ("silent", 0.3, None, 0.01),
+        ("armed", 0.0, None, 0.01),
+        ("armed", 0.3, None, 0.3),
+        ("guarded", 0.3, None, 0.3),
+        ("armed", 0.7, 4.0, 4.0),
+        ("armed", 0.7, None, 0.1),
+        ("silent", 0.7, None, 0.1),
+    ],
+)
+def test_polls_are_close_while_none_rings_and_ever_rarer_while_one_does(
+    settings: Settings, bell: Any, quiet_s: float, asleep_s: float | None, pause_s: float
+) -> None:
+    activity = Activity(linger_s=0.5)
+    activity.quiet_s = lambda: quiet_s  # type: ignore[method-assign]
+    doorbell = Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))
+    doorbell._bell, doorbell._asleep_s = bell, asleep_s
+    assert doorbell._pause_s() == pause_s
 
 
 @pytest.mark.parametrize("ticks", range(4))
@@ -173,17 +213,6 @@ async def test_an_idle_daemon_is_armed_and_wakes_for_one_write_long_before_the_p
     assert rings == ["t"]
 
 
-async def test_while_it_lingers_writers_are_silent(
-    db: asyncpg.Connection, settings: Settings, rings: list[str]
-) -> None:
-    async with on_duty(impatient(settings, linger_s=60)):
-        for key in numbered(20):
-            await enqueue(db, "t", key)
-            await until_empty(db)
-    assert await done(db, "t") == numbered(20)
-    assert rings == []
-
-
 async def test_two_daemons_sleep_under_one_lock_and_both_are_woken(
     db: asyncpg.Connection, settings: Settings, rings: list[str]
 ) -> None:
@@ -210,14 +239,15 @@ async def test_when_the_armed_one_leaves_the_guarded_one_finds_out_by_its_poll(
         await until_empty(db)
 
         async def is_armed() -> bool:
-            return guarded._doorbell._is_armed
+            return guarded._doorbell._bell == "armed"
 
         await eventually(is_armed)
 
 
-async def test_always_means_that_writers_ring_while_it_works(
-    db: asyncpg.Connection, settings: Settings, rings: list[str]
+async def test_always_means_that_no_crowd_is_silent(
+    db: asyncpg.Connection, settings: Settings, rings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(daemon.doorbell, "CROWD", 0)
     async with on_duty(impatient(settings, wake="always", linger_s=60)):
         await asleep(db)
         for key in numbered(20):

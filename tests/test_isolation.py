@@ -191,7 +191,6 @@ async def test_no_wake_up_is_lost_while_a_daemon_arms(
     if mutated:
         blind = "select false as ready, 0 as owed_count, null::float8 as next_attempt_s where $1::text[] is not null"
         monkeypatch.setattr(daemon.doorbell, "LOOK", blind)
-    doorbell = Doorbell(impatient(settings), uuid4(), Alarm(), Activity(linger_s=0), Hints(1))
     heard: list[object] = []
     sleeps: list[bool] = []
 
@@ -200,6 +199,7 @@ async def test_no_wake_up_is_lost_while_a_daemon_arms(
         await connection._connection.add_listener("outbox", lambda *told: heard.append(told))
         await next_batch(connection)
         await connection.execute("listen outbox")  # a batch tidies its session, which a daemon does not listen on
+        doorbell = Doorbell(impatient(settings), uuid4(), Alarm(), Activity(linger_s=0), Hints(1))
         sleeps.append(await doorbell._fall_asleep(connection))
 
     async def sleeps_over_it() -> bool:

@@ -237,7 +237,8 @@ def ringing(rules: Rules) -> Callable[[Bell], Iterator[Bell]]:
         for number, writer in enumerate(bell.writers):
             yield from map(sort, write_and_ring(bell, number, writer))
         for number, sleeper in enumerate(bell.sleepers):
-            for changed, left in chain(live(bell, number, sleeper, rules), lose_session(bell, sleeper, rules)):
+            ways = live(bell, number, sleeper, rules), mute(bell, sleeper), lose_session(bell, sleeper, rules)
+            for changed, left in chain(*ways):
                 yield sort(replace(bell, pending=left, sleepers=put(bell.sleepers, number, changed)))
 
     return successors
@@ -279,16 +280,22 @@ def live(bell: Bell, number: int, sleeper: Sleeper, rules: Rules) -> Iterator[tu
         case "arm":
             yield arm(bell, number, sleeper, rules), bell.pending
         case "look":
-            yield (Sleeper() if bell.pending else replace(sleeper, does="lie down")), bell.pending
+            yield replace(sleeper, does="work" if bell.pending else "lie down"), bell.pending
         case "lie down":
             rung = sleeper.is_rung and rules.rings_are_cleared_before_arming
             yield replace(sleeper, does="sleep", is_rung=rung), bell.pending
         case "sleep" if sleeper.is_rung:
-            yield Sleeper(), bell.pending
-        case "sleep" if sleeper.is_armed and sleeper.hears:  # the heartbeat: disarm, and try again
-            yield Sleeper("arm"), bell.pending
+            yield replace(sleeper, does="work"), bell.pending
+        case "sleep" if sleeper.is_armed and sleeper.hears:  # the heartbeat: look again
+            yield replace(sleeper, does="look"), bell.pending
         case "listen":
             yield Sleeper("work" if rules.daemons_come_back else "nothing", hears=rules.daemons_come_back), bell.pending
+
+
+def mute(bell: Bell, sleeper: Sleeper) -> Iterator[tuple[Sleeper, int]]:
+    """Let a daemon at work disarm, for a crowd."""
+    if sleeper.does == "work" and sleeper.is_armed and sleeper.hears:
+        yield replace(sleeper, is_armed=False), bell.pending
 
 
 def lose_session(bell: Bell, sleeper: Sleeper, rules: Rules) -> Iterator[tuple[Sleeper, int]]:
@@ -299,6 +306,8 @@ def lose_session(bell: Bell, sleeper: Sleeper, rules: Rules) -> Iterator[tuple[S
 
 
 def arm(bell: Bell, number: int, sleeper: Sleeper, rules: Rules) -> Sleeper:
+    if sleeper.is_armed:
+        return replace(sleeper, does="look")
     is_silent = any(writer.step == 2 and not writer.will_notify for writer in bell.writers)
     if any(other.is_armed for each, other in enumerate(bell.sleepers) if each != number):
         return replace(sleeper, does="look")  # guarded

@@ -21,6 +21,7 @@ from proxy import Proxy
 from servers import Connect
 from waiting import eventually, wait_until_blocked
 
+import daemon.doorbell
 from daemon import telemetry
 
 LISTENER_STEPS = [
@@ -30,8 +31,6 @@ LISTENER_STEPS = [
     ("outbox.arm", REPLY),
     ("outbox.look", REQUEST),
     ("outbox.look", REPLY),
-    ("outbox.disarm", REQUEST),
-    ("outbox.disarm", REPLY),
     ("select pg_notify", REQUEST),
     ("select pg_notify", REPLY),
 ]
@@ -50,7 +49,30 @@ async def test_a_half_open_listener_is_noticed_within_two_heartbeats_whatever_it
     sprung = trap(proxy, LISTENER, *step)
     async with on_duty(through()):
         await enqueue(db, "t", "before")
-        await until_empty(db)  # so that it wakes, and disarms, once
+        await until_empty(db)
+        lost = await sprung.sprung()
+        await told(logged, telemetry.LISTENER_LOST, within_s=2 * BEAT_S)
+        await replaced(proxy, lost)
+        await enqueue(db, "t", "after")
+        await until_empty(db)
+    assert await done(db, "t") == ["after", "before"]
+
+
+@pytest.fixture
+def any_ring_is_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon.doorbell, "CROWD", 0)
+
+
+@pytest.mark.usefixtures("any_ring_is_a_crowd")
+@pytest.mark.parametrize("when", [REQUEST, REPLY])
+async def test_a_listener_that_is_half_open_as_it_mutes_the_bell_is_noticed_within_two_heartbeats(
+    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], when: str
+) -> None:
+    sprung = trap(proxy, LISTENER, "outbox.disarm", when)
+    async with on_duty(through()):
+        await asleep(db)
+        await enqueue(db, "t", "before")
+        await until_empty(db)
         lost = await sprung.sprung()
         await told(logged, telemetry.LISTENER_LOST, within_s=2 * BEAT_S)
         await replaced(proxy, lost)
@@ -156,7 +178,7 @@ async def test_under_the_lock_of_a_ghost_writers_ring_and_whoever_listens_wakes(
         await enqueue(db, "t", "k")
         await until_empty(db)
         await eventually(is_asleep)
-        assert not crew._doorbell._is_armed
+        assert crew._doorbell._bell == "guarded"
         await db.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'ghost'")
     async with on_duty(through(poll_interval_s=60)):
         await asleep(db)

@@ -1,6 +1,6 @@
--- Wake a sleeping daemon, at commit; cost nothing when one is awake. Call it after the event row is inserted.
+-- Wake a daemon, at commit; cost nothing when its workers are busy. Call it after the event row is inserted.
 -- NOTIFY serialises all commits of the cluster, so it is only sent when a daemon holds the bell's lock, which it does
--- while it sleeps. Our shared hold keeps a daemon from falling asleep before our events are committed and visible.
+-- while it sleeps or has a worker to spare. Our shared hold keeps a daemon from falling asleep before our events are committed and visible.
 --   Locks    advisory (29283, 1), shared, to the end of the transaction; never waits.
 --   Needs    nothing: lock state is not MVCC, any isolation level will do. PREPARE TRANSACTION after a NOTIFY is
 --            refused by Postgres: applications with two-phase commit run their daemons with RECALCD_WAKE=poll.
@@ -14,4 +14,4 @@ begin
         perform pg_notify('outbox', p_topic);
     end if;
 end $$;
-comment on function outbox.ring is 'Wake a sleeping daemon when this transaction commits. Needed only after inserting into outbox.event by hand.';
+comment on function outbox.ring is 'Wake a daemon when this transaction commits. Needed only after inserting into outbox.event by hand.';
