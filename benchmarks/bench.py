@@ -29,8 +29,9 @@ select exists (
     select from pg_locks as l
     where l.locktype = 'advisory' and l.classid = 29283 and l.objid = 1 and l.mode = 'ExclusiveLock' and l.granted
       and l.database = (select d.oid from pg_database as d where d.datname = current_database())
-)
+) and not exists (select from outbox.batch as b where b.finished_at > clock_timestamp() - interval '0.6 s')
 """
+"""Armed, and nothing was done for longer than a daemon lingers."""
 
 NOTHING = """
 create schema bench;
@@ -108,7 +109,7 @@ async def forget_history(connection: asyncpg.Connection) -> None:
 
 
 async def asleep(connection: asyncpg.Connection) -> None:
-    """Wait until a daemon of the database sleeps, its bell armed."""
+    """Wait until a daemon of the database sleeps."""
     while not await connection.fetchval(ASLEEP):  # noqa: ASYNC110  # what is waited for happens in the database
         await asyncio.sleep(0.005)
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import asyncpg
 
-from benchmarks.bench import Bench, asleep, forget_history, load_school
+from benchmarks.bench import Bench, asleep, drained, forget_history, load_school
 from benchmarks.figures import Part, Row, Series, interleaved
 from benchmarks.latency import RECORD
 from benchmarks.process import Daemon, cpu_s, daemon
@@ -18,11 +18,11 @@ STUDENTS = 2_000
 WRITES_PER_S = (50, 200)
 SECONDS = 6.0
 WRITERS = 4
-SIDES: dict[str, dict[str, float]] = {
-    "linger, look every 20 ms": {"linger_poll_s": 0.02},
-    "linger, look every 10 ms": {"linger_poll_s": 0.01},
-    "linger, look every 5 ms": {"linger_poll_s": 0.005},
-    "no linger, always the bell": {"linger_s": 0},
+SIDES: dict[str, dict[str, object]] = {
+    "bell muted for a crowd, then a look every 20 ms": {"linger_poll_s": 0.02},
+    "every 10 ms": {"linger_poll_s": 0.01},
+    "every 5 ms": {"linger_poll_s": 0.005},
+    "bell never muted": {"wake": "always"},
 }
 
 # Each pupil is written once a turn, so the batch that made it fresh is the one that has its key.
@@ -104,7 +104,7 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> Row:
 
 
 async def _turn(
-    bench: Bench, database: str, connection: asyncpg.Connection, rate: int, settings: dict[str, float]
+    bench: Bench, database: str, connection: asyncpg.Connection, rate: int, settings: dict[str, object]
 ) -> Outcome:
     await forget_history(connection)
     works = await connection.fetch(
@@ -118,7 +118,7 @@ async def _turn(
         before, started = await _processor_s(running, connection), time.perf_counter()
         await trickle.run()
         elapsed, after = time.perf_counter() - started, await _processor_s(running, connection)
-        await asleep(connection)
+        await drained(connection)
         for each in connections:
             await each.close()
     xids, keys = zip(*trickle.written, strict=True)

@@ -1,9 +1,9 @@
 """What wakes the workers: the armed doorbell, and the poll behind it.
 
 NOTIFY is a hint, the table is the truth. Writers only ring while a daemon is armed; a daemon arms when it has nothing
-to do, on its LISTEN session, so that losing one loses both. It stays armed while it works, so that a trickle of writes
-is heard one by one, and disarms for a while when they ring in vain, since all its workers are busy: then they find
-the next event by themselves, and a NOTIFY would only make writers wait for each other. Why no wake-up is lost:
+to do, on its LISTEN session, so that losing one loses both. It stays armed while a trickle of writes wakes it one by
+one. When most rings find it at work, a crowd is at the door, and it disarms while the work lasts: it finds the next
+events by itself, several at a time, and a NOTIFY would only make writers wait for each other. Why no wake-up is lost:
 design.md, The armed doorbell.
 """
 
@@ -37,8 +37,10 @@ CHANNEL = "outbox"
 DOZE_S = 0.005
 """How soon to try again to fall asleep when silent writers are in flight, or keys are busy; doubles each time."""
 CROWD = 8
-"""So many more rings with every worker busy than with one at rest mute the bell. Of rings that find one at rest two
-times in three, that takes some 1,500 on average; of those that do so one time in three, 21."""
+"""So many more rings that find a batch in hand than such that find none mute the bell. Where one in three does, that
+takes some 1,500 rings on average; where two in three do, 21."""
+MUTE_S = 2.0
+"""How long to mute the bell at most, before a trickle may ring again; doubles for a crowd that stays."""
 RELISTEN_S = 60.0
 """How long to do without LISTEN on a connection that does not deliver, before trying again."""
 
@@ -63,11 +65,10 @@ class Alarm:
 
 @dataclass
 class Activity:
-    """Who is at work, and when there was work last, as the doorbell and the poll need to know."""
+    """Whether there is work, and when there was word of it last, as the doorbell and the poll need to know."""
 
     linger_s: float
-    workers: int = 1
-    _last_work_at: float = field(default_factory=time.monotonic)
+    _stirred_at: float = field(default_factory=time.monotonic)
     _stirred: asyncio.Event = field(default_factory=asyncio.Event)
     _in_hand: int = 0
     _rested: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,32 +89,27 @@ class Activity:
         """Whether any worker has a batch in hand."""
         return self._in_hand > 0
 
-    @property
-    def is_stretched(self) -> bool:
-        """Whether every worker has."""
-        return self._in_hand >= self.workers
-
     async def rested(self) -> None:
         """Wait until no worker has a batch in hand any more."""
         self._rested.clear()
         if self._in_hand:
             await self._rested.wait()
 
-    def worked(self) -> None:
-        """Say that there was work just now."""
-        self._last_work_at = time.monotonic()
+    def stir(self) -> None:
+        """Say that a batch was done, or a bell rung, just now."""
+        self._stirred_at = time.monotonic()
         self._stirred.set()
 
     def quiet_s(self) -> float:
-        """Return how long ago there was work last."""
-        return time.monotonic() - self._last_work_at
+        """Return how long ago that was last."""
+        return time.monotonic() - self._stirred_at
 
     def lingering_s(self) -> float:
-        """Return how much longer to linger; 0 or less when there was no work lately."""
+        """Return how much longer to linger; 0 or less when it was not lately."""
         return self.linger_s - self.quiet_s()
 
     async def stirred(self) -> None:
-        """Wait for work that is done from now on."""
+        """Wait until it happens again."""
         self._stirred.clear()
         await self._stirred.wait()
 
@@ -140,6 +136,7 @@ class Doorbell:
         """Whether we are armed, or another daemon was when we looked last: then writers ring."""
         self._crowd = 0
         self._crowded = asyncio.Event()
+        self._mute_s = MUTE_S
         self._listener: Session | None = None
         self.is_listening = False
         self.is_degraded = False
@@ -257,8 +254,9 @@ class Doorbell:
     def _on_ring(self, *_: object) -> None:
         self._alarm.ring()
         self._rung.set()
+        self._activity.stir()
         if self._settings.wake != "always":
-            self._crowd = self._crowd + 1 if self._activity.is_stretched else max(0, self._crowd - 1)
+            self._crowd = self._crowd + 1 if self._activity.is_at_work else max(0, self._crowd - 1)
             if self._crowd >= CROWD:
                 self._crowded.set()
 
@@ -315,14 +313,20 @@ class Doorbell:
                 await self._crowded.wait()
 
     async def _mute(self, connection: asyncpg.Connection, most_s: float) -> None:
-        """Let writers be silent for a while."""
+        """Let writers be silent while the work lasts, or until it is time to see whether they are still a crowd."""
         if self._bell == "armed":  # when another daemon guards us, there is nothing to give back
             async with self._deadline(connection):
                 await connection.fetchval(DISARM)
             log.debug(telemetry.DOORBELL_DISARMED)
         self._bell, self._crowd = "silent", 0
         self._crowded.clear()
-        await asyncio.sleep(min(self._activity.linger_s, most_s))
+        until = time.monotonic() + min(self._mute_s, most_s)
+        self._mute_s *= 2
+        while (left_s := until - time.monotonic()) > 0:
+            if (linger_s := self._activity.lingering_s()) <= 0:
+                self._mute_s = MUTE_S
+                break
+            await asyncio.sleep(min(linger_s, left_s))
 
     async def _doze(self, waker: Awaitable[object]) -> None:
         """Sleep a little, longer each time, and let an idle worker look; until the waker's time has come."""

@@ -61,7 +61,7 @@ class Crew:
             settings=settings,
             daemon_id=daemon_id,
             alarm=Alarm(),
-            activity=Activity(settings.linger_s, settings.workers),
+            activity=Activity(settings.linger_s),
             hints=Hints(settings.batch_target_s),
             housekeeping=asyncio.Event(),
             metrics=metrics,

@@ -65,9 +65,9 @@ class Settings(BaseSettings):
         ge=0,
         le=60,
         allow_inf_nan=False,
-        description="time to keep polling after the last work, and to let a crowd of writers be silent; 0: none",
+        description="time to keep polling after the last work; 0: none",
     )
-    linger_poll_s: float = _seconds(0.01, "poll while lingering; while writers ring, ever less often", up_to=60)
+    linger_poll_s: float = _seconds(0.005, "poll while lingering; while writers ring, ever less often", up_to=60)
 
     heartbeat_s: float = _seconds(15, "time after which a silent session is checked")
     heartbeat_timeout_s: float = _seconds(5, "time one such check may take; then the session is replaced")

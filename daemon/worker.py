@@ -309,7 +309,7 @@ class Worker:
             self._shared.alarm.ring()  # there is more: another worker may help
 
     def _report(self, outcome: Outcome) -> None:
-        self._shared.activity.worked()
+        self._shared.activity.stir()
         if self._shared.metrics:
             self._shared.metrics.report(outcome)
         if isinstance(outcome, Failure):

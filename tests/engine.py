@@ -219,7 +219,7 @@ def impatient(settings: Settings, **update: Any) -> Settings:
     """Return settings that suit a test: short pauses, but a poll so rare that only a ring can explain a wake-up."""
     short = {
         "linger_s": 0.05,
-        "linger_poll_s": 0.01,
+        "linger_poll_s": 0.005,
         "poll_interval_s": 60.0,
         "poll_only_interval_s": 0.02,
         "retry_max_s": 0.2,

@@ -1,7 +1,7 @@
 """What wakes a daemon: the armed bell, the poll behind it, and the listener's connection."""
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 from uuid import uuid4
 
@@ -100,10 +100,10 @@ async def test_a_trickle_rings_one_by_one(db: asyncpg.Connection, settings: Sett
     assert rings == ["t"] * 20
 
 
-async def test_a_crowd_is_let_be_silent_for_a_while(
+async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
     db: asyncpg.Connection, settings: Settings, connect: Connect, rings: list[str]
 ) -> None:
-    """With every worker busy rings are in vain, and writers would line up to notify for as long as a batch takes."""
+    """A daemon at work finds their events by itself, and writers would only line up to notify."""
     await make_topic(db, "t", f"perform pg_advisory_xact_lock_shared({GATE});")
     gate = await connect("gatekeeper")
     await gate.execute(f"select pg_advisory_lock({GATE})")
@@ -131,32 +131,50 @@ async def test_a_crowd_is_let_be_silent_for_a_while(
 @pytest.mark.parametrize(
     ("at_work", "is_crowd"),
     [
-        ([2] * CROWD, True),
-        ([1] * 5 * CROWD, False),
-        ([2] * (CROWD - 1) + [1, 2], False),
-        ([1] * CROWD + [2] * CROWD, True),
-        ([2, 1] * CROWD, False),
-        ([2, 2, 1] * CROWD, True),
+        ([True] * CROWD, True),
+        ([True] * (CROWD - 1) + [False, True], False),
+        ([False] * CROWD + [True] * CROWD, True),
+        ([True, False] * CROWD, False),
+        ([True, True, False] * CROWD, True),
     ],
 )
-def test_a_crowd_is_many_more_rings_with_every_worker_busy_than_with_one_at_rest(
-    settings: Settings, at_work: list[int], is_crowd: bool
+def test_a_crowd_is_many_more_rings_that_find_a_batch_in_hand_than_that_find_none(
+    settings: Settings, at_work: list[bool], is_crowd: bool
 ) -> None:
-    activity = Activity(linger_s=0, workers=2)
+    activity = Activity(linger_s=0)
     doorbell = Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))
-    for busy in at_work:
-        with ExitStack() as stack:
-            for _ in range(busy):
-                stack.enter_context(activity.batch_in_hand())
+    for is_at_work in at_work:
+        with activity.batch_in_hand() if is_at_work else nullcontext():
             doorbell._on_ring()
     assert doorbell._crowded.is_set() == is_crowd
+
+
+async def test_a_trickle_gets_its_bell_back_though_there_is_always_work(
+    db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one crowd would leave it to the polls for as long as it trickles. One that stays is tried ever less often."""
+    monkeypatch.setattr(daemon.doorbell, "CROWD", 0)
+    monkeypatch.setattr(daemon.doorbell, "MUTE_S", 0.05)
+    mutes: list[float] = []
+    mute = Doorbell._mute
+
+    async def noted(doorbell: Doorbell, *arguments: Any) -> None:
+        mutes.append(doorbell._mute_s)
+        await mute(doorbell, *arguments)
+
+    monkeypatch.setattr(Doorbell, "_mute", noted)
+    async with on_duty(impatient(settings, linger_s=60)):
+        while len(mutes) < 3:
+            await enqueue(db, "t", "k")
+            await until_empty(db)
+    assert mutes[:3] == [0.05, 0.1, 0.2]
 
 
 @pytest.mark.parametrize(
     ("bell", "quiet_s", "asleep_s", "pause_s"),
     [
-        ("silent", 0.3, None, 0.01),
-        ("armed", 0.0, None, 0.01),
+        ("silent", 0.3, None, 0.005),
+        ("armed", 0.0, None, 0.005),
         ("armed", 0.3, None, 0.3),
         ("guarded", 0.3, None, 0.3),
         ("armed", 0.7, 4.0, 4.0),
