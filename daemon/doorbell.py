@@ -322,7 +322,7 @@ class Doorbell:
         self._crowded.clear()
         until = time.monotonic() + min(self._mute_s, most_s)
         self._mute_s *= 2
-        while (left_s := until - time.monotonic()) > 0:
+        while (left_s := until - time.monotonic()) > 0 and not connection.is_closed():
             if (linger_s := self._activity.lingering_s()) <= 0:
                 self._mute_s = MUTE_S
                 break
