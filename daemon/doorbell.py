@@ -39,7 +39,7 @@ DOZE_S = 0.005
 CROWD = 8
 """So many more rings that find a batch in hand than such that find none mute the bell. Where one in three does, that
 takes some 1,500 rings on average; where two in three do, 21."""
-MUTE_S = 2.0
+MUTE_S = 5.0
 """How long to mute the bell at most, before a trickle may ring again; doubles for a crowd that stays."""
 RELISTEN_S = 60.0
 """How long to do without LISTEN on a connection that does not deliver, before trying again."""
