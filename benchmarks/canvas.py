@@ -18,6 +18,8 @@ WIDTH_IN, DPI = 7.2, 150
 OURS, THEIRS, INK, FAINT = "#0b6e4f", "#b9c0c7", "#20262b", "#5b656e"
 LARGE, MIDDLE, SMALL = 17, 14, 9.5
 MOST_BARS = 12
+LABEL_WIDTH = 64
+"""Characters of that size that fit; a longer label is written smaller."""
 WIDE_RANGE = 30
 """Largest over smallest, from which on a logarithm shows more."""
 
@@ -44,7 +46,8 @@ def _bars(part: Mapping[str, Any], picture: Picture) -> Any:
         axes.plot([series["low"], series["high"]], [place, place], color=INK, linewidth=2)
         ratio = _ratio(series["median"], ours["median"]) if ours and series is not ours else ""
         label = f"{ratio}{name}: {number(series['median'])} {unit}"
-        axes.text(0.0, place - 0.33, label, fontsize=MIDDLE, va="bottom", transform=axes.get_yaxis_transform())
+        size = MIDDLE * min(1, LABEL_WIDTH / len(label))
+        axes.text(0.0, place - 0.33, label, fontsize=size, va="bottom", transform=axes.get_yaxis_transform())
     medians = [series["median"] for _, series in ranked]
     if min(medians) > 0 and max(medians) > WIDE_RANGE * min(medians):
         axes.set_xscale("log")

@@ -137,6 +137,8 @@ async def test_the_model_of_the_bell_has_the_steps_that_a_daemon_has(
     assert recording.sent == [ARM, LOOK]
     assert seen == [False, True]
     assert doorbell._rung.is_set()
+    assert await doorbell._fall_asleep(recording)  # still armed
+    assert recording.sent == [ARM, LOOK, LOOK]
 
 
 def test_arming_takes_a_session_lock_that_is_never_waited_for() -> None:
