@@ -137,7 +137,7 @@ async def is_idle(world: World, stop: Stop) -> bool:
 def sleep_wake_stop() -> Act:
     """Write when the daemon is about to sleep, so that a bell must wake it.
 
-    Then let a crowd write while its worker is busy, so that it mutes the bell; and stop it when it has nothing to do.
+    Then let crowds write while its worker is busy, until it mutes the bell; and stop it when it has nothing to do.
     """
     scene = 0
 
@@ -147,9 +147,10 @@ def sleep_wake_stop() -> Act:
             case 0 if await is_idle(world, stop):
                 await world.subject.write(world.db)
                 scene = 1
-            case 1 if stop.point.site == AT_WORK:
+            case 1 if stop.point.site == AT_WORK:  # of what is sent now, some may arrive when the batch is over
                 for _ in range(CROWD):
                     await world.subject.write(world.db)
+            case 1 if stop.point.statement == "disarm":
                 scene = 2
             case 2 if await is_idle(world, stop):
                 running.signal(signal.SIGTERM)
