@@ -17,7 +17,7 @@ from engine import (
     until_empty,
 )
 from links import BEAT_S, LISTENER, LOAD_S, REPLY, REQUEST, WORKER, Through, replaced, told, trap
-from proxy import Proxy
+from proxy import Proxy, Trap
 from servers import Connect
 from waiting import eventually, wait_until_blocked
 
@@ -42,20 +42,25 @@ async def ledger(db: asyncpg.Connection) -> None:
     await make_topic(db, "t")
 
 
+async def is_noticed_and_costs_nothing(db: asyncpg.Connection, proxy: Proxy, sprung: Trap, logged: list[Any]) -> None:
+    """Write before and after the listener runs into the trap; assert that its loss is noticed, and both are done."""
+    await enqueue(db, "t", "before")
+    await until_empty(db)
+    lost = await sprung.sprung()
+    await told(logged, telemetry.LISTENER_LOST, within_s=2 * BEAT_S)
+    await replaced(proxy, lost)
+    await enqueue(db, "t", "after")
+    await until_empty(db)
+    assert await done(db, "t") == ["after", "before"]
+
+
 @pytest.mark.parametrize("step", LISTENER_STEPS)
 async def test_a_half_open_listener_is_noticed_within_two_heartbeats_whatever_it_does(
     db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], step: tuple[str, str]
 ) -> None:
     sprung = trap(proxy, LISTENER, *step)
     async with on_duty(through()):
-        await enqueue(db, "t", "before")
-        await until_empty(db)
-        lost = await sprung.sprung()
-        await told(logged, telemetry.LISTENER_LOST, within_s=2 * BEAT_S)
-        await replaced(proxy, lost)
-        await enqueue(db, "t", "after")
-        await until_empty(db)
-    assert await done(db, "t") == ["after", "before"]
+        await is_noticed_and_costs_nothing(db, proxy, sprung, logged)
 
 
 @pytest.fixture
@@ -71,14 +76,7 @@ async def test_a_listener_that_is_half_open_as_it_mutes_the_bell_is_noticed_with
     sprung = trap(proxy, LISTENER, "outbox.disarm", when)
     async with on_duty(through()):
         await asleep(db)
-        await enqueue(db, "t", "before")
-        await until_empty(db)
-        lost = await sprung.sprung()
-        await told(logged, telemetry.LISTENER_LOST, within_s=2 * BEAT_S)
-        await replaced(proxy, lost)
-        await enqueue(db, "t", "after")
-        await until_empty(db)
-    assert await done(db, "t") == ["after", "before"]
+        await is_noticed_and_costs_nothing(db, proxy, sprung, logged)
 
 
 async def test_an_idle_listener_that_is_half_open_is_noticed_within_two_heartbeats(
