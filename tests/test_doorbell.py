@@ -149,6 +149,14 @@ def test_a_crowd_is_many_more_rings_that_find_a_batch_in_hand_than_that_find_non
     assert doorbell._crowded.is_set() == is_crowd
 
 
+def test_whoever_was_rung_lingers(settings: Settings) -> None:
+    """Or the next look, and its second worker, would be in the way of the batch that it was rung for."""
+    activity = Activity(linger_s=60)
+    activity._stirred_at -= 3600
+    Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))._on_ring()
+    assert activity.lingering_s() > 0
+
+
 async def test_a_trickle_gets_its_bell_back_though_there_is_always_work(
     db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
