@@ -12,8 +12,9 @@ import asyncpg
 from daemon import claim as outbox
 from daemon.claim import Claim
 from daemon.database import DATABASE_ERRORS, blame_of, ends_session, sqlstate_of, transaction
-from daemon.errors import Blame
+from daemon.errors import NOTIFY_QUEUE_FULL, Blame
 from daemon.redaction import error_facts
+from daemon.spans import Span
 from daemon.sql import statement
 from daemon.telemetry import span
 
@@ -25,7 +26,7 @@ STATEMENTS_GONE = "26000"  # `deallocate all` in a routine takes the driver's pr
 NO_PARTITION = "23514"  # at settling: the history has no partition for today
 # What a routine set for the session would otherwise be there for every batch after it. Discarding the rest would forget
 # the driver's prepared statements, and unlocking would end the hold that a command has on its job.
-TIDY_SESSION = "; reset session authorization; reset all; unlisten *; discard temp"
+TIDY_SESSION = "reset session authorization; reset all; unlisten *; discard temp"
 UNLOCK_SESSION = "; select pg_advisory_unlock_all()"
 
 Kind = Literal["live", "replay", "backfill", "repair"]
@@ -97,7 +98,7 @@ class Recalculation:
 
     def transaction(self, connection: asyncpg.Connection) -> AbstractAsyncContextManager[None]:
         """Run a transaction that leaves the session as it was, whatever the topic's routine did to it."""
-        return transaction(connection, TIDY_SESSION + (UNLOCK_SESSION if self.kind == "live" else ""))
+        return transaction(connection, f"; {TIDY_SESSION}{UNLOCK_SESSION if self.kind == 'live' else ''}")
 
     async def _run(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
         if not claim.keys:
@@ -111,7 +112,7 @@ class Recalculation:
     async def call(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
         """Call the topic's procedure for the claimed keys. Raises CallFailed."""
         started = time.perf_counter()
-        with span(f"recalculate.{claim.topic}", "outbox.recalculate", **_params(claim, self.kind)) as current:
+        with self.span(claim) as current:
             try:
                 changed = await connection.fetchval(RECALCULATE, claim.topic, claim.keys)
             except DATABASE_ERRORS as error:
@@ -128,13 +129,31 @@ class Recalculation:
         try:
             await connection.execute(SETTLE, *_settled(batch), self.daemon_id, self.kind, self.keep_history)
         except DATABASE_ERRORS as error:
-            if sqlstate_of(error) in (NO_PARTITION, STATEMENTS_GONE) or blame_of(error) is not Blame.KEYS:
+            if spares_keys(error):
                 raise
             raise CallFailed(batch.claim, error) from error
+
+    def span(self, claim: Claim) -> Span:
+        """Return what measures the call for these keys."""
+        return span(
+            f"recalculate.{claim.topic}",
+            "outbox.recalculate",
+            topic=claim.topic,
+            kind=self.kind,
+            key_count=len(claim.keys),
+            event_count=claim.event_count,
+            traceparent=claim.traceparent,
+        )
 
     def watched_by(self, witness: Witness | None) -> "Recalculation":
         """Return the same with another witness."""
         return replace(self, witness=witness)
+
+
+def spares_keys(error: BaseException) -> bool:
+    """Whether an error behind the call is none of the keys': the history's, the driver's, or the server's."""
+    passes = (NO_PARTITION, STATEMENTS_GONE, NOTIFY_QUEUE_FULL)
+    return sqlstate_of(error) in passes or blame_of(error) is not Blame.KEYS
 
 
 async def prepare_history(connection: asyncpg.Connection, *, days_ahead: int) -> list[str]:
@@ -155,13 +174,3 @@ def _settled(batch: Batch) -> tuple[object, ...]:
         claim.started_at,
         batch.recalculate_ms,
     )
-
-
-def _params(claim: Claim, kind: Kind) -> dict[str, object]:
-    return {
-        "topic": claim.topic,
-        "kind": kind,
-        "key_count": len(claim.keys),
-        "event_count": claim.event_count,
-        "traceparent": claim.traceparent,
-    }

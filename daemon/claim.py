@@ -35,6 +35,14 @@ class Claim:
     asked_at: float = field(default_factory=time.monotonic)
     """When we asked for it, on the monotonic clock."""
 
+    @classmethod
+    def from_json(cls, text: str) -> "Claim":
+        """Read what outbox.run_batch tells of its claim."""
+        row = json.loads(text)
+        for name in ("oldest_event_at", "started_at"):
+            row[name] = row[name] and datetime.fromisoformat(row[name])
+        return cls(**row)
+
 
 async def claim(
     connection: asyncpg.Connection, hints: Mapping[str, Mapping[str, object]], *, after: str, retries_first: bool

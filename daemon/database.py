@@ -20,6 +20,7 @@ IDLE_S, INTERVAL_S, COUNT = 15, 5, 3
 GIVE_UP_S = IDLE_S + COUNT * INTERVAL_S
 # Asked for while connecting, not by SET, which would stay behind in a session that a pooler hands to the next client.
 _SERVER_SETTINGS = {
+    "default_transaction_isolation": "read committed",  # for outbox.run_batch; who begins one says so
     "tcp_keepalives_idle": str(IDLE_S),
     "tcp_keepalives_interval": str(INTERVAL_S),
     "tcp_keepalives_count": str(COUNT),

@@ -77,10 +77,13 @@ class Span:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._recorders:
-            duration_s = time.perf_counter() - self._started
-            ended = EndedSpan(self._route, self._function, self._params, self._timestamp, duration_s, error)
-            for recorder in self._recorders:
-                recorder.record(ended)
+            self.ended(self._timestamp, time.perf_counter() - self._started, error)
+
+    def ended(self, started_at: datetime, duration_s: float, error: BaseException | None = None) -> None:
+        """Tell what was measured elsewhere."""
+        ended = EndedSpan(self._route, self._function, self._params, started_at, duration_s, error)
+        for recorder in self._recorders:
+            recorder.record(ended)
 
 
 class SpanFile:

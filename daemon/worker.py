@@ -20,6 +20,7 @@ from daemon.database import DATABASE_ERRORS, blame_of, close, had_last_words, sq
 from daemon.doorbell import Activity, Alarm
 from daemon.errors import FORBIDDEN, NOTIFY_QUEUE_FULL, Blame, DatabaseUnavailable
 from daemon.hints import Hints
+from daemon.one_statement import OneStatement
 from daemon.pulse import Pulse, step_s
 from daemon.session import Session, brief_session, open_session
 from daemon.settings import Settings
@@ -67,6 +68,8 @@ class Worker:
         self._shared = shared
         self._recalculation = Recalculation(shared.daemon_id, "live", keep_history=shared.settings.history_days > 0)
         self._session: Session | None = None
+        self._at_once: OneStatement | None = None
+        """What runs batches in one statement; None where that can't be."""
         self._vanished: CallFailed | None = None
         self._is_excused = False
         self._marked: Claim | None = None
@@ -146,20 +149,17 @@ class Worker:
         return True
 
     async def _next_batch(self, connection: asyncpg.Connection) -> Batch | None:
-        recalculation = self._recalculation
-        if self._shared.is_cautious:
-            recalculation = recalculation.watched_by(self._mark)
         self._marked = None
         now, hints = time.monotonic(), self._shared.hints
         self._sweeping = None if self._sweeping else hints.next_sweep(now)  # by turns with new events
         if not self._sweeping:
             self._retries_first = not self._retries_first
-        return await recalculation.next_batch(
-            connection,
-            hints.for_claim(now, sweep=self._sweeping),
-            after=self._after,
-            retries_first=self._retries_first and not self._sweeping,
-        )
+        remembered = hints.for_claim(now, sweep=self._sweeping)
+        retries_first = self._retries_first and not self._sweeping
+        if self._at_once and not self._shared.is_cautious:
+            return await self._at_once.next_batch(remembered, after=self._after, retries_first=retries_first)
+        recalculation = self._recalculation.watched_by(self._mark if self._shared.is_cautious else None)
+        return await recalculation.next_batch(connection, remembered, after=self._after, retries_first=retries_first)
 
     async def _connected(self) -> Session:
         """Return a session that works; when one was lost, clear up behind it first."""
@@ -175,6 +175,7 @@ class Worker:
                 raise
             found.connection.add_log_listener(self._hear)
             session = self._session = found
+            self._at_once = OneStatement(self._recalculation, found.connection) if found.is_direct else None
         return session
 
     async def _clear_up(self, lost: Session | None, found: Session) -> None:

@@ -13,7 +13,7 @@ from servers import as_daemon
 from daemon.doorbell import CROWD
 
 ARMED = ("recalcd listener", "look", "bind_execute", "after")
-AT_WORK = ("recalcd worker", "claim", "bind_execute", "before")
+AT_WORK = ("recalcd worker", "run_batch", "bind_execute", "before")
 MOST_CROWDS = 4
 """How often to send one: some of its rings may arrive when the batch is over, and none after a fault that disarmed."""
 MANY_POLLS = 30
@@ -220,7 +220,7 @@ def stop_when_audited() -> Act:
             return
         if stop.point.site == AUDITED:
             is_stopping = await world.db.fetchval("select exists (select from outbox.drift)")
-        elif stop.point.statement == "claim":
+        elif stop.point.statement == "run_batch":
             is_stopping = stop.point.occurrence >= MANY_POLLS
         if is_stopping:
             running.signal(signal.SIGTERM)

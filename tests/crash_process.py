@@ -19,7 +19,7 @@ LAUNCHER = Path(__file__).with_name("crash_launcher.py")
 
 Phase = Literal["before", "sent", "answered", "after"]
 
-HAVE_A_GATE = ("recalculate", "find_drift")
+HAVE_A_GATE = ("run_batch", "recalculate", "find_drift")
 """Statements inside which a topic's procedure runs: the ledger's can be stopped there."""
 
 

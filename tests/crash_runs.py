@@ -6,7 +6,7 @@ Nothing here waits for time: a run is a sequence of points, the same each time b
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from crash_process import Point, Running, Stop
@@ -56,6 +56,8 @@ class Play:
     fault: Fault | None = None
     _points: list[Point] = field(default_factory=list)
     _was_hit: bool = False
+    _call_count: int = 0
+    """How often the procedure had been called before the statement in hand."""
 
     async def run(self) -> Ended:
         """Run it to its end, be that a SIGKILL."""
@@ -75,10 +77,7 @@ class Play:
     async def _survives(self, running: Running, stop: Stop) -> bool:
         """Do what is to be done at this point; false when that was a SIGKILL."""
         point = stop.point
-        if point.phase != "sent" or (
-            point.has_gate and self.world.subject.has_gate
-        ):  # elsewhere, what the server is at by then is a matter of luck
-            self._points.append(point)
+        await self._note(point)
         if self._leads_inside(point):
             await self.world.close_gate()
         if point == self.target:
@@ -87,6 +86,16 @@ class Play:
             return self.fault != "kill"
         await self.act(self.world, running, stop)
         return True
+
+    async def _note(self, point: Point) -> None:
+        """Keep the point, unless what the server is at by then is a matter of luck."""
+        has_gate = point.has_gate and self.world.subject.has_gate
+        if point.phase != "sent" or has_gate:
+            self._points.append(point)
+        if has_gate and point.phase == "before":
+            self._call_count = await self.world.call_count()
+        elif has_gate and point.phase == "answered" and self._call_count == await self.world.call_count():
+            self._points.remove(replace(point, phase="sent"))  # nothing was called
 
     def _leads_inside(self, point: Point) -> bool:
         """Tell whether the target is inside the call that begins here."""

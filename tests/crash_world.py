@@ -34,6 +34,7 @@ GUILTY = "c"
 KEYS = tuple(sorted((*INNOCENT, GUILTY)))
 
 _AT_GATE = "perform ledger.stop_at_gate();"
+_CALLED = f"perform nextval('ledger.call_count'); {_AT_GATE} perform ledger.make_trouble(p_keys);"
 _FORGET = """
 delete from outbox.event; delete from outbox.failure; delete from outbox.suspect; delete from outbox.drift;
 delete from outbox.audit; delete from outbox.batch; delete from outbox.job_key; delete from outbox.job;
@@ -74,7 +75,7 @@ class Ledger:
     has_gate = True
 
     async def make(self, db: asyncpg.Connection) -> None:
-        await make_ledger(db, (_AT_GATE, f"{_AT_GATE} perform ledger.make_trouble(p_keys);"))
+        await make_ledger(db, (_AT_GATE, _CALLED))
         await db.execute(f"""
             create table ledger.trouble (account text primary key, kind text not null);
             create function ledger.make_trouble(p_keys text[]) returns void language plpgsql as $$
@@ -224,11 +225,19 @@ class World:
             self._is_gate_closed = False
             await self.db.execute("select pg_advisory_unlock($1)", GATE)
 
+    async def call_count(self) -> int:
+        """Count the calls of the ledger's procedure, whatever became of them."""
+        count: int = await self.db.fetchval("select last_value + is_called::integer from ledger.call_count")
+        return count
+
     async def until_at_gate(self, backend_pid: int) -> None:
-        """Wait until that backend stands at the gate."""
+        """Wait until that backend stands at the gate; or is done: this time there was nothing to call."""
 
         async def stands() -> bool:
-            query = "select exists (select from pg_locks where pid = $1 and locktype = 'advisory' and not granted)"
+            query = (
+                "select exists (select from pg_locks where pid = $1 and locktype = 'advisory' and not granted)"
+                " or exists (select from pg_stat_activity where pid = $1 and state = 'idle')"
+            )
             return bool(await self.db.fetchval(query, backend_pid))
 
         await eventually(stands)

@@ -15,6 +15,7 @@ from waiting import eventually
 
 from daemon.batch import Batch, Recalculation
 from daemon.metrics import Metrics
+from daemon.one_statement import OneStatement
 from daemon.runner import Crew, Ending
 from daemon.settings import Settings
 from daemon.sql import SQL_ROOT
@@ -198,6 +199,11 @@ LIVE = Recalculation(None, "live", keep_history=False)
 async def next_batch(connection: asyncpg.Connection, how: Recalculation = LIVE) -> Batch | None:
     """Run one batch as a worker does, without what it remembers."""
     return await how.next_batch(connection, {}, after="", retries_first=False)
+
+
+async def run_at_once(connection: asyncpg.Connection, how: Recalculation = LIVE) -> Batch | None:
+    """Run one batch in one statement, as a worker does that has a session of its own."""
+    return await OneStatement(how, connection).next_batch({}, after="", retries_first=False)
 
 
 async def drain(connection: asyncpg.Connection, how: Recalculation = LIVE) -> list[Batch]:

@@ -22,12 +22,13 @@ from tenacity import wait_none
 import daemon.backfill
 import daemon.worker
 from daemon.backfill import Backfiller
-from daemon.batch import CallFailed, Recalculation
+from daemon.batch import TIDY_SESSION, CallFailed, Recalculation
 from daemon.database import sqlstate_of, transaction
 from daemon.doorbell import Activity, Alarm
 from daemon.hints import SWEEP_S, TRAIL_S, Hints
 from daemon.job_runner import Chunk, Counts
 from daemon.keys import Topic
+from daemon.one_statement import OneStatement
 from daemon.replay import Replayer
 from daemon.session import Session
 from daemon.settings import Settings
@@ -128,7 +129,10 @@ def clock_stopped() -> Iterator[Clock]:
 
 @dataclass
 class SchoolStage:
-    """Two writers, three workers of two daemons, and an operator; the witness sees what is committed."""
+    """Two writers, three workers of two daemons, and an operator; the witness sees what is committed.
+
+    Two of the workers run a batch in one statement, with a stop inside; one step by step.
+    """
 
     stage: Stage
     witness: asyncpg.Connection
@@ -166,8 +170,11 @@ class SchoolStage:
         ]
         self.workers = {}
         for number, actor in enumerate(self._named("worker")):
-            self.workers[actor] = Worker(shared[number % 2])
-            self.workers[actor]._session = _session(actor)
+            worker = self.workers[actor] = Worker(shared[number % 2])
+            worker._session = _session(actor)
+            if number < 2:
+                actor.stepped.passing += (TIDY_SESSION, "set statement_timeout")
+                worker._at_once = OneStatement(worker._recalculation, actor.stepped)
 
     def _named(self, name: str) -> list[Actor]:
         return [actor for actor in self.stage.actors if actor.name.startswith(name)]

@@ -82,6 +82,7 @@ async def test_routines_without_a_search_path_are_known_and_have_their_callers_r
         "outbox.list_part",
         "outbox.next_audit",
         "outbox.recalculate",
+        "outbox.run_batch",
         "outbox.traceparent",
         "reports.average",
         "reports.backfill_student_rollups",

@@ -26,12 +26,13 @@ from engine import (
     next_batch,
     pending,
     record,
+    run_at_once,
 )
 from schedules import schedules
 from stage import Actor, Stage, stage_on
 
 import daemon.doorbell
-from daemon.batch import SETTLE, CallFailed
+from daemon.batch import SETTLE, TIDY_SESSION, CallFailed
 from daemon.careful import CarefulRun
 from daemon.database import transaction
 from daemon.doorbell import Activity, Alarm, Doorbell
@@ -88,7 +89,8 @@ class Race:
 
 
 async def _do(work: Work, actor: Actor) -> None:
-    actor.stepped.passing += (SETTLE,)  # shows nobody anything before the commit, which is a step
+    # The first shows nobody anything before the commit, which is a step; the others touch their session only.
+    actor.stepped.passing += (SETTLE, TIDY_SESSION, "set statement_timeout")
     await work(actor.stepped)
 
 
@@ -102,9 +104,20 @@ async def work(connection: Any) -> None:
     await next_batch(connection)
 
 
-async def write_and_work(connection: Any) -> None:
-    await write(connection)
-    await work(connection)
+async def work_at_once(connection: Any) -> None:
+    """Run a batch in one statement, which stops only at the gate: claim and read, then write, settle and commit."""
+    await run_at_once(connection)
+
+
+in_both_forms = pytest.mark.parametrize("work", [work, work_at_once], ids=["by steps", "at once"])
+
+
+def write_and(work: Work) -> Work:
+    async def write_and_work(connection: Any) -> None:
+        await write(connection)
+        await work(connection)
+
+    return write_and_work
 
 
 async def call(connection: Any) -> None:
@@ -124,18 +137,22 @@ async def make_gated_ledger(db: asyncpg.Connection, *changes: tuple[str, str]) -
     await make_ledger(db, ("perform ledger.stop_at_gate();", "perform stage.stop();"), *changes)
 
 
+@in_both_forms
 @both_ways
-async def test_two_daemons_on_one_key_leave_the_newest_result(race: Race, mutated: bool) -> None:
+async def test_two_daemons_on_one_key_leave_the_newest_result(race: Race, mutated: bool, work: Work) -> None:
     """The stale overwrite. The procedure does not lock, as nobody can force one to: the claim does."""
     await make_gated_ledger(race.db, (LEDGER_LOCK, ""))
     if mutated:
         await mutate(race.db, "claim_keys", "pg_try_advisory_xact_lock(outbox.key_lock_id(p_topic, k.key))", "true")
-    await race.run(work, write_and_work)
+    await race.run(work, write_and(work))
     assert bool(race.wrong) == mutated
 
 
+@in_both_forms
 @both_ways
-async def test_an_event_that_comes_during_the_recalculation_of_its_key_is_kept(race: Race, mutated: bool) -> None:
+async def test_an_event_that_comes_during_the_recalculation_of_its_key_is_kept(
+    race: Race, mutated: bool, work: Work
+) -> None:
     await make_gated_ledger(race.db)
     if mutated:
         cleared = "delete from outbox.failure as f where f.topic = p_topic and f.key = any (p_keys);"
@@ -144,10 +161,13 @@ async def test_an_event_that_comes_during_the_recalculation_of_its_key_is_kept(r
     assert bool(race.wrong) == mutated
 
 
+@in_both_forms
 @both_ways
-async def test_a_direct_call_and_a_daemon_on_one_key_leave_the_newest_result(race: Race, mutated: bool) -> None:
+async def test_a_direct_call_and_a_daemon_on_one_key_leave_the_newest_result(
+    race: Race, mutated: bool, work: Work
+) -> None:
     await make_gated_ledger(race.db, *([(LEDGER_LOCK, "")] if mutated else []))
-    await race.run(call, write_and_work)
+    await race.run(call, write_and(work))
     assert bool(race.wrong) == mutated
 
 

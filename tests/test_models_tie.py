@@ -9,13 +9,15 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
-from engine import LIVE, impatient, make_ledger, record
+import pytest
+from engine import LIVE, impatient, make_ledger, record, run_at_once
 from test_models import SHIPPED, Claiming, claiming, explore, is_stale
 
 from daemon.batch import RECALCULATE, SETTLE, TIDY_SESSION, UNLOCK_SESSION
 from daemon.claim import CLAIM
 from daemon.doorbell import ARM, LOOK, Activity, Alarm, Doorbell
 from daemon.hints import Hints
+from daemon.one_statement import RUN_BATCH
 from daemon.settings import Settings
 from daemon.sql import SQL_ROOT
 
@@ -37,6 +39,11 @@ CLAIM_STATEMENTS = {
     "try lock": r"where pg_try_advisory_xact_lock\(outbox\.key_lock_id\(",
 }
 """The first pattern that a statement holds names it."""
+BATCH_STATEMENTS = {
+    "claim": r"from outbox\.claim\(",
+    "recalculate": r":= outbox\.recalculate\(",
+    "settle": r"perform outbox\.settle\(",
+}
 RING_STATEMENTS = {
     "insert": r"insert into outbox\.event",
     "ring": r"perform outbox\.ring\(",
@@ -80,25 +87,43 @@ class Recording:
         return send
 
 
-async def program_of_a_batch(db: asyncpg.Connection) -> tuple[str, ...]:
-    """Run a batch; return the steps of the model that its statements are."""
+async def statements_of_a_batch(db: asyncpg.Connection) -> list[str]:
+    """Run a batch step by step; return its statements."""
     recording: Any = Recording(db)
     assert await LIVE.next_batch(recording, {}, after="", retries_first=False)
     names = {CLAIM: "claim", RECALCULATE: "recalculate", SETTLE: "settle", "commit": "commit"}
     begin, *sent = recording.sent
     assert begin == "begin isolation level read committed"
+    return [names[query.removesuffix(f"; {TIDY_SESSION}{UNLOCK_SESSION}")] for query in sent]
+
+
+async def statements_of_a_batch_at_once(db: asyncpg.Connection) -> list[str]:
+    """Run a batch in one statement, which commits by itself; return the statements inside."""
+    recording: Any = Recording(db)
+    limit = "set statement_timeout = '30s'"
+    assert await run_at_once(recording)
+    tidying = f"{TIDY_SESSION}{UNLOCK_SESSION}; {limit}"
+    assert recording.sent == [RUN_BATCH, limit, RUN_BATCH, tidying]  # the first one only asks for the limit
+    (body,) = bodies("outbox.run_batch")
+    return [*named(body, BATCH_STATEMENTS), "commit"]
+
+
+def program_of(statements: list[str]) -> tuple[str, ...]:
+    """Return the steps of the model that a batch's statements are."""
     (claim,), (claim_keys,) = bodies("outbox.claim"), bodies("outbox.claim_keys")
     inner = {"claim": named(claim, CLAIM_STATEMENTS), "claim keys": named(claim_keys, CLAIM_STATEMENTS), "settle": []}
-    statements = [names[query.removesuffix(TIDY_SESSION + UNLOCK_SESSION)] for query in sent]
     for whole in ("claim", "claim keys", "settle"):
         statements = [part for each in statements for part in (inner[whole] if each == whole else [each])]
     return tuple(step for each in statements for step in MODEL[each])
 
 
-async def test_the_model_of_the_claim_has_the_steps_that_a_batch_has(db: asyncpg.Connection) -> None:
+@pytest.mark.parametrize("statements", [statements_of_a_batch, statements_of_a_batch_at_once])
+async def test_the_model_of_the_claim_has_the_steps_that_a_batch_has(
+    db: asyncpg.Connection, statements: Callable[[asyncpg.Connection], Awaitable[list[str]]]
+) -> None:
     await make_ledger(db)
     await record(db, "k")
-    program = await program_of_a_batch(db)
+    program = program_of(await statements(db))
     assert program == SHIPPED
     assert explore(Claiming(), claiming(program), is_stale) == 0
 

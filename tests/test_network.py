@@ -22,7 +22,7 @@ from engine import (
     sessions,
     until_empty,
 )
-from links import BEAT_S, LOAD_S, REPLY, REQUEST, WATCH, WORKER, Through, told, trap
+from links import BEAT_S, LOAD_S, REPLY, REQUEST, WATCH, WORKER, Through, replaced, told, trap
 from proxy import Link, Proxy
 from servers import Connect
 from waiting import eventually, wait_until_blocked
@@ -31,7 +31,13 @@ from daemon import telemetry
 from daemon.database import connect as connect_to
 from daemon.errors import DatabaseUnavailable
 
-BATCH_STEPS = [
+AT_ONCE = [
+    ("outbox.run_batch(", REQUEST),
+    ("outbox.run_batch(", REPLY),
+    ("reset session authorization", REQUEST),
+    ("reset session authorization", REPLY),
+]
+STEP_BY_STEP = [
     ("begin", REQUEST),
     ("begin", REPLY),
     ("outbox.claim(", REQUEST),
@@ -45,10 +51,22 @@ BATCH_STEPS = [
 ]
 
 
+STEPS = [(False, *step) for step in AT_ONCE] + [(True, *step) for step in STEP_BY_STEP]
+"""Whether the daemon is cautious, since another one vanished, and therefore goes step by step; and the step."""
+
+
 @pytest.fixture(autouse=True)
 async def ledger(db: asyncpg.Connection) -> None:
     await make_ledger(db)
     await make_topic(db, "t")
+
+
+async def vanish(db: asyncpg.Connection) -> None:
+    """Pretend that a daemon vanished just now."""
+    await db.execute("""
+        insert into outbox.daemon (daemon_id, host, pid, version, state, ended_at, backend_pid, backend_started_at)
+        values (gen_random_uuid(), 'elsewhere', 1, '1', 'vanished', now(), 1, now())
+    """)
 
 
 async def is_untouched(db: asyncpg.Connection) -> bool:
@@ -57,13 +75,16 @@ async def is_untouched(db: asyncpg.Connection) -> bool:
     return not (await pending(db) or await drifted(db) or await failures(db) or suspected)
 
 
-@pytest.mark.parametrize("step", BATCH_STEPS)
+@pytest.mark.parametrize("step", STEPS)
 async def test_a_half_open_claim_connection_is_replaced_within_two_heartbeats_in_every_phase(
-    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], step: tuple[str, str]
+    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], step: tuple[bool, str, str]
 ) -> None:
+    is_cautious, sql, when = step
+    if is_cautious:
+        await vanish(db)
     async with on_duty(through(workers=1)):
         await asleep(db)
-        sprung = trap(proxy, WORKER, *step)
+        sprung = trap(proxy, WORKER, sql, when)
         await record(db, "a")
         lost = await sprung.sprung()
         await told(logged, telemetry.SESSION_LOST, within_s=2 * BEAT_S)
@@ -75,12 +96,15 @@ async def test_a_half_open_claim_connection_is_replaced_within_two_heartbeats_in
     assert await sessions(db, WORKER) == 0
 
 
+@pytest.mark.parametrize("steps", [AT_ONCE, STEP_BY_STEP])
 @pytest.mark.parametrize("how", ["rst", "fin"])
 async def test_a_claim_connection_that_is_cut_loses_nothing_and_charges_nobody_in_every_phase(
-    db: asyncpg.Connection, proxy: Proxy, through: Through, how: Any
+    db: asyncpg.Connection, proxy: Proxy, through: Through, how: Any, steps: list[tuple[str, str]]
 ) -> None:
+    if steps == STEP_BY_STEP:
+        await vanish(db)
     async with on_duty(through(workers=1, heartbeat_s=3600)):
-        for sql, when in BATCH_STEPS:
+        for sql, when in steps:
             await asleep(db)
             sprung = trap(proxy, WORKER, sql, when, lambda link: link.cut(how))
             await record(db, "a")
@@ -95,6 +119,7 @@ async def test_a_key_whose_call_is_cut_again_and_again_is_not_charged_with_it(
     db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any]
 ) -> None:
     """Four crashes in a row would be its own; but no backend crashed, the server runs on."""
+    await vanish(db)
     async with on_duty(through(workers=1)):
         await asleep(db)
         sprung = trap(proxy, WORKER, "outbox.recalculate(", REQUEST, Link.cut)
@@ -108,22 +133,46 @@ async def test_a_key_whose_call_is_cut_again_and_again_is_not_charged_with_it(
     assert await is_untouched(db)
 
 
+async def test_a_call_whose_link_is_cut_meanwhile_is_made_again_and_charged_to_nobody(
+    db: asyncpg.Connection, proxy: Proxy, through: Through, connect: Connect, logged: list[Any]
+) -> None:
+    """The server has told us whose call it was, before it was cut off."""
+    await make_topic(db, "slow", f"perform pg_advisory_xact_lock_shared({GATE});")
+    gate = await connect("gatekeeper")
+    await gate.execute(f"select pg_advisory_lock({GATE})")
+    async with on_duty(through(workers=1)):
+        await asleep(db)
+        await enqueue(db, "slow", "k")
+        await wait_until_blocked(db, WORKER)
+        proxy.of(WORKER)[0].cut()
+        await told(logged, telemetry.BATCH_VANISHED)
+        await gate.execute(f"select pg_advisory_unlock({GATE})")
+        await until_empty(db)
+    (vanished,) = events_of(logged, telemetry.BATCH_VANISHED)
+    assert (vanished["topic"], vanished["key"]) == ("slow", "k")
+    assert await is_untouched(db)
+
+
+@pytest.mark.parametrize(("is_cautious", "sql"), [(False, "outbox.run_batch("), (True, "outbox.recalculate(")])
 async def test_a_call_that_goes_on_behind_a_dead_link_is_noticed_when_it_is_done(
-    db: asyncpg.Connection, proxy: Proxy, through: Through
+    db: asyncpg.Connection, proxy: Proxy, through: Through, is_cautious: bool, sql: str
 ) -> None:
     """While it is at work the server holds its keys: other workers leave them alone, and go on with the rest."""
     await make_topic(db, "slow", "if v_call = 1 then perform pg_sleep(2); end if;")
+    if is_cautious:
+        await vanish(db)
     async with on_duty(through(workers=2)):
         await asleep(db)
-        sprung = trap(proxy, WORKER, "outbox.recalculate(", REQUEST, lambda link: link.vanish("down"))
+        sprung = trap(proxy, WORKER, sql, REQUEST, lambda link: link.vanish("down"))
         await enqueue(db, "slow", "k")
-        await sprung.sprung()
+        lost = await sprung.sprung()
         started = time.monotonic()
         await enqueue(db, "t", "other")
         await until_empty(db, "t")
-        assert time.monotonic() - started < 2
+        assert await pending(db, "slow") == ["k"]
         await until_empty(db, "slow")
-        assert 2 <= time.monotonic() - started <= 2 + 2 * BEAT_S + LOAD_S
+        await replaced(proxy, lost)
+        assert time.monotonic() - started <= 2 + 2 * BEAT_S + LOAD_S
     assert await done(db, "slow") == ["k"]
     assert await is_untouched(db)
 

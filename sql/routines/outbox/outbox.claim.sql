@@ -1,16 +1,17 @@
 -- Take the next batch: look at the head of the queue of each topic in turn, and take the keys found there. The first
--- statement of a daemon's transaction; outbox.recalculate, outbox.settle and the commit follow.
+-- statement of a daemon's transaction; outbox.recalculate, outbox.settle and the commit follow, as in outbox.run_batch.
 --   Locks    the head's event rows and due failure rows, skip locked; then as outbox.claim_keys. Never waits.
 --   Needs    read committed.
 --   Takes    p_hints: what this daemon remembers, per topic; only hints, {} is always right:
 --                {"reports.student": {"above": 1234, "keys": 500, "skip": false}}
 --                above: look only at later events, since the start of the index may be full of dead rows.
 --                keys: most keys of the batch; with '' for the topic, of any topic's.  skip: leave the topic alone.
+--                statement_timeout_s, with '' for the topic: take nothing of a topic with another one; say which it is.
 --            p_after: the topic served last; the turn goes to the one behind it.
 --            p_retries_first: due failures before new events, or the other way round. They never share a batch, so
 --            that a failing key spoils nobody else's.
 --   Returns  topic: null when there was nothing to take, else as outbox.claim_keys; keys may be empty when all that was
---            done is folding. head_event_id: up to here the head was taken. is_full: there may be more behind it.
+--            done is folding, and are null when nothing was taken, since the topic's statement_timeout_s is another. head_event_id: up to here the head was taken. is_full: there may be more behind it.
 --            suspects: the keys were in a batch that vanished.
 --   Errors   RC001 wrong isolation level: give up.
 create or replace function outbox.claim(
@@ -32,7 +33,7 @@ begin
     -- Before 18, a scan type that is switched off counts as a huge cost, and huge costs are compiled: 100 ms each time.
     perform set_config('jit', 'off', true);
     for v_topic in
-        select t.topic, t.batch_keys from outbox.topic as t
+        select t.topic, t.batch_keys, t.statement_timeout_s from outbox.topic as t
         where t.paused_at is null and not coalesce((p_hints -> t.topic ->> 'skip')::boolean, false)
         order by t.topic <= p_after, t.topic
     loop
@@ -64,6 +65,10 @@ begin
         );
         v_keys := case when v_head = '{}' or p_retries_first and v_due <> '{}' then v_due else v_head end;
         continue when v_keys = '{}';
+        if v_topic.statement_timeout_s <> (p_hints -> '' ->> 'statement_timeout_s')::integer then
+            topic := v_topic.topic;
+            return;
+        end if;
 
         suspects := false;
         if exists (select from outbox.suspect as s where s.topic = v_topic.topic) then

@@ -22,7 +22,7 @@ as $$
             'outbox.arm outbox.disarm outbox.look outbox.make_partitions outbox.drop_partitions '
             'outbox.claim outbox.claim_keys outbox.single_out outbox.convict outbox.fold outbox.key_lock_id '
             'outbox.lock_keys outbox.find_recalculate outbox.is_trusted outbox.recalculate outbox.settle '
-            'outbox.fail_key outbox.suspect_keys '
+            'outbox.run_batch outbox.fail_key outbox.suspect_keys '
             'outbox.is_pending outbox.next_audit outbox.list_keys outbox.check_routines outbox.find_drift outbox.describe'),
 
         ('operator', 'insert, update, delete', 'table', 'outbox.topic'),
