@@ -24,6 +24,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable, Generator, Iterator
@@ -39,6 +40,9 @@ from daemon.sql import SQL_ROOT
 
 ANSWER_TIMEOUT_S = 20.0
 """How long the server may take to answer a statement before the run is given up."""
+
+MOST_BYTES = 1 << 20
+"""Of an answer that we look at."""
 
 _connect = asyncpg.connect
 
@@ -122,12 +126,34 @@ class WatchedProtocol:
         return result
 
     def _await_answer(self) -> None:
-        """Wait until there is something to read, be it the end of the connection; read nothing."""
-        with contextlib.suppress(OSError, ValueError):  # the socket is closed: there will be no answer
-            descriptor = self._transport.get_extra_info("socket").fileno()
-            if not select.select([descriptor], [], [], ANSWER_TIMEOUT_S)[0]:
-                print("the server does not answer", file=sys.stderr, flush=True)
-                os._exit(70)
+        """Wait until the whole answer can be read, or the end of the connection; read nothing."""
+        until = time.monotonic() + ANSWER_TIMEOUT_S
+        with (
+            contextlib.suppress(OSError, ValueError),  # the socket is closed: there will be no answer
+            socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as ours,
+        ):
+            arrivals = select.poll()
+            arrivals.register(ours, select.POLLIN | select.POLLRDHUP)
+            while (left_s := until - time.monotonic()) > 0 and (found := arrivals.poll(left_s * 1000)):
+                if found[0][1] != select.POLLIN or is_answer(ours.recv(MOST_BYTES, socket.MSG_PEEK)):
+                    return
+                time.sleep(0.0005)  # a part of it, such as a notice: poll would not wait for the rest
+            print("the server does not answer", file=sys.stderr, flush=True)
+            os._exit(70)
+
+
+def is_answer(received: bytes) -> bool:
+    """Tell whether these messages hold one that ends an answer.
+
+    That is ReadyForQuery or an error; what is only prepared ends with its columns, or that it has none.
+    """
+    start = 0
+    while start + 5 <= len(received):
+        kind, length = struct.unpack_from("!cI", received, start)
+        if kind in b"ZETn":
+            return True
+        start += 1 + length
+    return len(received) == MOST_BYTES
 
 
 def _text_of(*arguments: Any) -> str:
