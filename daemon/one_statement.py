@@ -9,6 +9,7 @@ Needs a session of our own, since what limits a statement must be set before it 
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import asyncpg
 
@@ -18,7 +19,19 @@ from daemon.database import DATABASE_ERRORS, one_row
 from daemon.sql import statement
 
 RUN_BATCH = statement("run_batch")
-STEPS = "RC018"
+PROGRESS = "RC018"
+MOST_OF_IT = 0.9
+"""So much of its time a call must have had, to be charged with the rest that it lacked."""
+
+
+@dataclass
+class _Call:
+    """A call that the server is making, or has made."""
+
+    claim: str
+    """What it has claimed, as JSON."""
+    began_at: float
+    ended_at: float | None = None
 
 
 class OneStatement:
@@ -30,8 +43,8 @@ class OneStatement:
         self._connection = connection
         self._limit_s = 0
         """The session's statement_timeout."""
-        self._told: list[tuple[str, float]] = []
-        """The steps that were taken, and when we heard of them: the claim, as JSON, then the recalculation."""
+        self._call: _Call | None = None
+        """As far as we have heard of one since we asked for the batch."""
         connection.add_log_listener(self._hear)
 
     async def next_batch(
@@ -39,7 +52,7 @@ class OneStatement:
     ) -> Batch | None:
         """Run the next batch, as Recalculation.next_batch does, and raising the same.
 
-        When the claim alone used up the time that a topic has for its call, the steps are sent one by one.
+        When the claim took of the time that the topic has for its call, the steps are sent one by one.
         """
         asked_at = time.monotonic()
         try:
@@ -67,7 +80,7 @@ class OneStatement:
         return batch
 
     async def _run(self, hints: Mapping[str, Mapping[str, object]], after: str, retries_first: bool) -> asyncpg.Record:
-        self._told = []
+        self._call = None
         of_all = {**hints.get("", {}), "statement_timeout_s": self._limit_s}
         how = self._recalculation
         try:
@@ -82,21 +95,23 @@ class OneStatement:
                 how.keep_history,
             )
         except DATABASE_ERRORS as error:
-            if not self._told:
+            if self._call is None:
                 raise
             await self._tidy()
-            claim = Claim.from_json(self._told[0][0])
-            if len(self._told) == 1:
-                how.span(claim).ended(claim.started_at, time.perf_counter() - self._told[0][1], error)
-            elif spares_keys(error):
+            claim, is_over = Claim.from_json(self._call.claim), self._call.ended_at is not None
+            took_s = (self._call.ended_at or time.perf_counter()) - self._call.began_at
+            how.span(claim).ended(claim.started_at, took_s, None if is_over else error)
+            if is_over and spares_keys(error):
+                raise
+            if isinstance(error, asyncpg.QueryCanceledError) and took_s < MOST_OF_IT * self._limit_s:
                 raise
             raise CallFailed(claim, error) from error
 
     def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
-        if message.sqlstate == STEPS:
-            if message.detail:
-                self._told = []  # the driver itself repeats a statement whose plan was outdated
-            self._told.append((message.detail or "", time.perf_counter()))
+        if message.sqlstate == PROGRESS and message.detail:
+            self._call = _Call(message.detail, time.perf_counter())
+        elif message.sqlstate == PROGRESS and self._call:
+            self._call.ended_at = time.perf_counter()
 
     def _measured(self, batch: Batch) -> None:
         span = self._recalculation.span(batch.claim)

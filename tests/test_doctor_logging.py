@@ -20,6 +20,9 @@ from daemon.settings import Settings
         ({"log_min_duration_sample": "1s"}, ["logs statements with"]),
         ({"log_statement": "mod", "log_parameter_max_length": "0"}, []),
         ({"log_parameter_max_length_on_error": "-1"}, ["statements that fail"]),
+        ({"log_min_messages": "notice"}, []),
+        ({"log_min_messages": "info"}, ["what it tells us"]),
+        ({"log_min_messages": "debug2"}, ["what it tells us"]),
         ({"log_parameter_max_length_on_error": "64", "log_statement": "all"}, ["that fail", "logs statements with"]),
     ],
 )

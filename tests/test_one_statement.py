@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 from engine import (
+    GATE,
     LEDGER,
     LIVE,
     asleep,
@@ -181,6 +182,20 @@ async def test_a_claim_that_takes_too_long_is_charged_to_nobody_and_made_without
     assert batch is not None
     assert batch.claim.keys == ["a"]
     assert await worker.fetchval("show statement_timeout") == "0"
+
+
+async def test_a_call_that_was_cut_before_its_time_is_made_again(db: asyncpg.Connection, connect: Connect) -> None:
+    """Its claim had to wait, and used up the rest; or an administrator canceled it."""
+    await make_topic(db, "t", f"if v_call = 1 then perform pg_advisory_xact_lock_shared({GATE}); end if;")
+    await enqueue(db, "t", "a")
+    worker, blocker = await connect("worker"), await connect("blocker")
+    async with blocker.transaction():
+        await blocker.execute(f"select pg_advisory_xact_lock({GATE})")
+        task = asyncio.create_task(run_at_once(worker))
+        await until_blocked_in(db, "outbox.run_batch(")
+        await db.execute("select pg_cancel_backend($1)", worker.get_server_pid())
+        assert await task
+    assert await done(db, "t") == ["a"]
 
 
 async def until_blocked_in(db: asyncpg.Connection, routine: str) -> None:

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
-from engine import LEDGER, enqueue, make_ledger, make_topic, next_batch, record
+from engine import LEDGER, enqueue, make_ledger, make_topic, next_batch, record, run_at_once
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from process import daemon, recovered
 
 from daemon import __version__, telemetry
-from daemon.batch import CallFailed
+from daemon.batch import Batch, CallFailed
 from daemon.settings import Settings
 from daemon.tracing import Tracing, links_to
 
@@ -57,13 +57,18 @@ def the_span(exporter: InMemorySpanExporter) -> ReadableSpan:
     return span
 
 
+Run = Callable[[asyncpg.Connection], Awaitable[Batch | None]]
+in_both_forms = pytest.mark.parametrize("run", [next_batch, run_at_once])
+
+
+@in_both_forms
 async def test_a_recalculation_is_linked_to_the_traces_of_its_writers(
-    db: asyncpg.Connection, traced: InMemorySpanExporter
+    db: asyncpg.Connection, traced: InMemorySpanExporter, run: Run
 ) -> None:
     await write_traced(db, "one", 1, 2)
     await write_traced(db, "two", 2, 3)
     await record(db, "two")  # nobody traced this one
-    await next_batch(db)
+    await run(db)
     span = the_span(traced)
     assert span.name == f"recalculate.{LEDGER}"
     assert span.kind is SpanKind.CONSUMER
@@ -92,13 +97,14 @@ async def test_no_more_traces_are_linked_than_a_span_should_hold(
     assert len({each.context.trace_id for each in the_span(traced).links}) == 32
 
 
+@in_both_forms
 async def test_a_failed_recalculation_says_why_but_quotes_nothing(
-    db: asyncpg.Connection, traced: InMemorySpanExporter
+    db: asyncpg.Connection, traced: InMemorySpanExporter, run: Run
 ) -> None:
     await make_topic(db, "bad", "raise exception 'no way with %', p_keys using errcode = 'P0001';")
     await enqueue(db, "bad", "ADA-LOVELACE")
     with pytest.raises(CallFailed):
-        await next_batch(db)
+        await run(db)
     span = the_span(traced)
     assert span.status.status_code is StatusCode.ERROR
     assert span.attributes is not None
