@@ -8,6 +8,7 @@ from crash_process import Running, Stop
 from crash_runs import Act, Ended, Play
 from crash_scenarios import Scenario
 from crash_world import GUILTY, Reports, World
+from engine import vanish
 from servers import as_daemon
 
 from daemon.doorbell import CROWD
@@ -99,17 +100,9 @@ async def prepare_retry(world: World) -> None:
     await world.db.execute(query, world.subject.topic)
 
 
-async def vanish(world: World) -> None:
-    """Pretend that a daemon vanished just now: the next one writes down whom it is about to call."""
-    await world.db.execute("""
-        insert into outbox.daemon (daemon_id, host, pid, version, state, ended_at, backend_pid, backend_started_at)
-        values (gen_random_uuid(), 'elsewhere', 1, '1', 'vanished', now(), 1, now())
-    """)
-
-
 async def prepare_cautious(world: World) -> None:
     await prepare_live(world)
-    await vanish(world)
+    await vanish(world.db)
 
 
 async def make_trouble(world: World, kind: str) -> None:
@@ -123,7 +116,7 @@ async def prepare_careful(world: World) -> None:
 
 async def prepare_careful_and_cautious(world: World) -> None:
     await prepare_careful(world)
-    await vanish(world)
+    await vanish(world.db)
 
 
 async def prepare_fatal(world: World) -> None:

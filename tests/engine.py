@@ -214,6 +214,14 @@ async def drain(connection: asyncpg.Connection, how: Recalculation = LIVE) -> li
     return batches
 
 
+async def vanish(db: asyncpg.Connection) -> None:
+    """Pretend that a daemon vanished just now: the next one goes step by step, and writes down whom it will call."""
+    await db.execute("""
+        insert into outbox.daemon (daemon_id, host, pid, version, state, ended_at, backend_pid, backend_started_at)
+        values (gen_random_uuid(), 'elsewhere', 1, '1', 'vanished', now(), 1, now())
+    """)
+
+
 async def mutate(db: asyncpg.Connection, routine: str, was: str, becomes: str) -> None:
     """Replace a piece of a shipped routine in the test's database only. Fails when the file has no such piece."""
     text = (SQL_ROOT / "routines" / "outbox" / f"outbox.{routine}.sql").read_text("utf-8")

@@ -21,6 +21,7 @@ from engine import (
     record,
     sessions,
     until_empty,
+    vanish,
 )
 from links import BEAT_S, LOAD_S, REPLY, REQUEST, WATCH, WORKER, Through, replaced, told, trap
 from proxy import Link, Proxy
@@ -59,14 +60,6 @@ STEPS = [(False, *step) for step in AT_ONCE] + [(True, *step) for step in STEP_B
 async def ledger(db: asyncpg.Connection) -> None:
     await make_ledger(db)
     await make_topic(db, "t")
-
-
-async def vanish(db: asyncpg.Connection) -> None:
-    """Pretend that a daemon vanished just now."""
-    await db.execute("""
-        insert into outbox.daemon (daemon_id, host, pid, version, state, ended_at, backend_pid, backend_started_at)
-        values (gen_random_uuid(), 'elsewhere', 1, '1', 'vanished', now(), 1, now())
-    """)
 
 
 async def is_untouched(db: asyncpg.Connection) -> bool:

@@ -25,6 +25,7 @@ from engine import (
     record,
     run_at_once,
     until_empty,
+    vanish,
 )
 from servers import Connect
 from waiting import eventually
@@ -227,10 +228,7 @@ async def test_a_daemon_that_has_reason_to_goes_step_by_step(db: asyncpg.Connect
     """Whom it is about to call must be written down first, and committed."""
     await make_topic(db, "t", "insert into ledger.seen select key from outbox.suspect;")
     await db.execute("create table ledger.seen (key text)")
-    await db.execute("""
-        insert into outbox.daemon (daemon_id, host, pid, version, state, ended_at, backend_pid, backend_started_at)
-        values (gen_random_uuid(), 'elsewhere', 1, '1', 'vanished', now(), 1, now())
-    """)
+    await vanish(db)
     async with on_duty(impatient(settings, workers=1)):
         await enqueue(db, "t", "k")
 
