@@ -1,4 +1,7 @@
-"""One batch: what is claimed is recalculated and settled in the same transaction."""
+"""One batch, step by step: what is claimed is recalculated and settled in the same transaction.
+
+For whoever has something to do between the steps, names the keys, or shares the session. Else: daemon/one_statement.py.
+"""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
