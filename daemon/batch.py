@@ -30,6 +30,7 @@ NO_PARTITION = "23514"  # at settling: the history has no partition for today
 # What a routine set for the session would otherwise be there for every batch after it. Discarding the rest would forget
 # the driver's prepared statements, and unlocking would end the hold that a command has on its job.
 TIDY_SESSION = "reset session authorization; reset all; unlisten *; discard temp"
+NO_LIMIT = "; set local statement_timeout = 0"
 UNLOCK_SESSION = "; select pg_advisory_unlock_all()"
 
 Kind = Literal["live", "replay", "backfill", "repair"]
@@ -100,8 +101,12 @@ class Recalculation:
             return await self._run(connection, claim)
 
     def transaction(self, connection: asyncpg.Connection) -> AbstractAsyncContextManager[None]:
-        """Run a transaction that leaves the session as it was, whatever the topic's routine did to it."""
-        return transaction(connection, f"; {TIDY_SESSION}{UNLOCK_SESSION if self.kind == 'live' else ''}")
+        """Run a transaction that leaves the session as it was, whatever the topic's routine did to it.
+
+        Until the claim has set the topic's, no limit holds: a slow claim must not fail for what the session was set to.
+        """
+        tidying = f"; {TIDY_SESSION}{UNLOCK_SESSION if self.kind == 'live' else ''}"
+        return transaction(connection, NO_LIMIT, tidying)
 
     async def _run(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
         if not claim.keys:

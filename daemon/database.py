@@ -241,15 +241,15 @@ async def close(opened: asyncpg.Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def transaction(opened: asyncpg.Connection, and_then: str = "") -> AsyncIterator[None]:
+async def transaction(opened: asyncpg.Connection, first: str = "", and_then: str = "") -> AsyncIterator[None]:
     """Run a transaction at read committed, said aloud, since a role's default may differ.
 
-    and_then: further statements, each behind a semicolon, sent along with the commit or the rollback.
+    first, and_then: further statements, each behind a semicolon, sent along with its begin, and its commit or rollback.
 
     asyncpg's own manager puts an InterfaceError in the place of the error that broke the connection, and with it goes
     the reason; this one keeps it. A cancelled transaction is left to the closing of its connection.
     """
-    await opened.execute("begin isolation level read committed")
+    await opened.execute(f"begin isolation level read committed{first}")
     try:
         yield
     except Exception:

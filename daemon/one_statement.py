@@ -42,7 +42,7 @@ class OneStatement:
         self._recalculation = recalculation
         self._connection = connection
         self._limit_s = 0
-        """The session's statement_timeout."""
+        """The session's statement_timeout; 0 when it was not set by us."""
         self._call: _Call | None = None
         """As far as we have heard of one since we asked for the batch."""
         connection.add_log_listener(self._hear)
@@ -61,7 +61,6 @@ class OneStatement:
                 await self._limit(limit_s)
                 row = await self._run(hints, after, retries_first)
         except asyncpg.QueryCanceledError:
-            await self._limit(0)
             return await self._recalculation.next_batch(
                 self._connection, hints, after=after, retries_first=retries_first
             )
@@ -97,13 +96,14 @@ class OneStatement:
         except DATABASE_ERRORS as error:
             if self._call is None:
                 raise
+            limit_s, self._limit_s = self._limit_s, 0  # what follows goes step by step, and has limits of its own
             await self._tidy()
             claim, is_over = Claim.from_json(self._call.claim), self._call.ended_at is not None
             took_s = (self._call.ended_at or time.perf_counter()) - self._call.began_at
             how.span(claim).ended(claim.started_at, took_s, None if is_over else error)
             if is_over and spares_keys(error):
                 raise
-            if isinstance(error, asyncpg.QueryCanceledError) and took_s < MOST_OF_IT * self._limit_s:
+            if isinstance(error, asyncpg.QueryCanceledError) and took_s < MOST_OF_IT * limit_s:
                 raise
             raise CallFailed(claim, error) from error
 
@@ -119,14 +119,17 @@ class OneStatement:
         span.ended(batch.claim.started_at, batch.recalculate_ms / 1000)
 
     async def _limit(self, seconds: int) -> None:
-        await self._connection.execute(f"set statement_timeout = '{seconds}s'")
+        await self._connection.execute(_limiting(seconds))
         self._limit_s = seconds
 
     async def _tidy(self) -> None:
         """Leave the session as it was. What happened to the batch is settled by now, whatever happens here."""
+        limiting = f"; {_limiting(self._limit_s)}" if self._limit_s else ""
         try:
-            await self._connection.execute(
-                f"{TIDY_SESSION}{UNLOCK_SESSION}; set statement_timeout = '{self._limit_s}s'"
-            )
+            await self._connection.execute(f"{TIDY_SESSION}{UNLOCK_SESSION}{limiting}")
         except DATABASE_ERRORS:
             self._connection.terminate()
+
+
+def _limiting(seconds: int) -> str:
+    return f"set statement_timeout = '{seconds}s'"

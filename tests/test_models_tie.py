@@ -13,7 +13,7 @@ import pytest
 from engine import LIVE, impatient, make_ledger, record, run_at_once
 from test_models import SHIPPED, Claiming, claiming, explore, is_stale
 
-from daemon.batch import RECALCULATE, SETTLE, TIDY_SESSION, UNLOCK_SESSION
+from daemon.batch import NO_LIMIT, RECALCULATE, SETTLE, TIDY_SESSION, UNLOCK_SESSION
 from daemon.claim import CLAIM
 from daemon.doorbell import ARM, LOOK, Activity, Alarm, Doorbell
 from daemon.hints import Hints
@@ -93,7 +93,7 @@ async def statements_of_a_batch(db: asyncpg.Connection) -> list[str]:
     assert await LIVE.next_batch(recording, {}, after="", retries_first=False)
     names = {CLAIM: "claim", RECALCULATE: "recalculate", SETTLE: "settle", "commit": "commit"}
     begin, *sent = recording.sent
-    assert begin == "begin isolation level read committed"
+    assert begin == f"begin isolation level read committed{NO_LIMIT}"
     return [names[query.removesuffix(f"; {TIDY_SESSION}{UNLOCK_SESSION}")] for query in sent]
 
 

@@ -87,6 +87,7 @@ async def test_a_failed_call_tells_whose_it_was_and_leaves_everything_as_it_was(
     assert claim.oldest_event_at < claim.started_at
     assert (raised.value.sqlstate, raised.value.vanished) == ("P0001", False)
     assert await pending(db) == ["a", "a", "b"]
+    assert await db.fetchval("show statement_timeout") == "0", "what follows is step by step"
 
 
 async def test_a_call_that_ends_the_session_tells_whose_it_was(connect: Connect, db: asyncpg.Connection) -> None:
@@ -182,7 +183,19 @@ async def test_a_claim_that_takes_too_long_is_charged_to_nobody_and_made_without
     batch = await task
     assert batch is not None
     assert batch.claim.keys == ["a"]
-    assert await worker.fetchval("show statement_timeout") == "0"
+
+
+async def test_the_steps_of_a_claim_have_no_limit_whatever_the_session_has(
+    db: asyncpg.Connection, connect: Connect
+) -> None:
+    await record(db, "a")
+    worker, blocker = await connect("worker"), await connect("blocker")
+    await worker.execute("set statement_timeout = 1")  # a millisecond
+    async with blocker.transaction():
+        await blocker.execute("lock table outbox.topic in access exclusive mode")
+        task = asyncio.create_task(next_batch(worker))
+        await until_blocked_in(db, "outbox.claim(")
+    assert await task
 
 
 async def test_a_call_that_was_cut_before_its_time_is_made_again(db: asyncpg.Connection, connect: Connect) -> None:
