@@ -311,3 +311,14 @@ async def test_hints_are_json_of_what_the_daemon_remembers(db: asyncpg.Connectio
             assert row is not None
             assert row["keys"] == ["7"]
             await db.execute("select outbox.enqueue('t', '7')")
+
+
+async def test_of_a_topic_with_another_limit_nothing_is_taken_but_its_name(db: asyncpg.Connection) -> None:
+    await make_topic(db, "t", statement_timeout_s=7)
+    await enqueue(db, "t", "a")
+    for limit_s, keys in ((0, None), (30, None), (7, ["a"])):
+        async with db.transaction():
+            hints = json.dumps({"": {"statement_timeout_s": limit_s}})
+            (row,) = await db.fetch("select c.topic, c.keys, c.event_count from outbox.claim($1) as c", hints)
+            assert tuple(row) == ("t", keys, keys and 1)
+            assert await pending(db, "t") == ([] if keys else ["a"])
