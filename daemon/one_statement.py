@@ -42,7 +42,7 @@ class OneStatement:
         self._recalculation = recalculation
         self._connection = connection
         self._limit_s = 0
-        """The session's statement_timeout; 0 when it was not set by us."""
+        """What we set the session's statement_timeout to; 0: to nothing. Whether it still holds, the server sees."""
         self._call: _Call | None = None
         """As far as we have heard of one since we asked for the batch."""
         connection.add_log_listener(self._hear)
@@ -54,12 +54,15 @@ class OneStatement:
 
         When the claim took of the time that the topic has for its call, the steps are sent one by one.
         """
-        asked_at = time.monotonic()
+        asked_at, limited = time.monotonic(), set[str]()
         try:
             row = await self._run(hints, after, retries_first)
             while limit_s := row["statement_timeout_s"]:
+                if row["topic"] in limited:  # all had their turn since, and nobody's keys are free
+                    return None
+                limited.add(row["topic"])
                 await self._limit(limit_s)
-                row = await self._run(hints, after, retries_first)
+                row = await self._run(hints, row["after"], retries_first)
         except asyncpg.QueryCanceledError:
             return await self._recalculation.next_batch(
                 self._connection, hints, after=after, retries_first=retries_first
@@ -67,7 +70,7 @@ class OneStatement:
         if row["topic"] is None:
             return None
         fields = dict(row)
-        del fields["statement_timeout_s"]
+        del fields["statement_timeout_s"], fields["after"]
         batch = Batch(
             changed_keys=fields.pop("changed_keys"),
             recalculate_ms=fields.pop("recalculate_ms"),
@@ -80,13 +83,13 @@ class OneStatement:
 
     async def _run(self, hints: Mapping[str, Mapping[str, object]], after: str, retries_first: bool) -> asyncpg.Record:
         self._call = None
-        of_all = {**hints.get("", {}), "statement_timeout_s": self._limit_s}
+        limited = {**hints, "": {**hints.get("", {}), "limited": True}}
         how = self._recalculation
         try:
             return await one_row(
                 self._connection,
                 RUN_BATCH,
-                json.dumps({**hints, "": of_all}),
+                json.dumps(limited),
                 after,
                 retries_first,
                 how.daemon_id,

@@ -161,6 +161,38 @@ async def test_each_topic_has_its_own_limit(db: asyncpg.Connection) -> None:
         assert await db.fetchval("show statement_timeout") == {"a": "7s", "b": "2min"}[topic]
 
 
+async def test_a_limit_that_a_batch_in_steps_took_from_the_session_is_set_again(db: asyncpg.Connection) -> None:
+    at_once = OneStatement(LIVE, db)
+    await record(db, "a")
+    assert await at_once.next_batch({}, after="", retries_first=False)
+    await record(db, "a")
+    assert await next_batch(db)
+    assert await db.fetchval("show statement_timeout") == "0"
+    await record(db, "a")
+    assert await at_once.next_batch({}, after="", retries_first=False)
+    assert await db.fetchval("show statement_timeout") == "30s"
+
+
+async def test_topics_of_different_limits_take_turns_past_one_whose_keys_are_busy(
+    db: asyncpg.Connection, connect: Connect
+) -> None:
+    limits = {"a": 7, "b": 30, "c": 7, "d": 120}
+    for topic, limit_s in limits.items():
+        await make_topic(db, topic, statement_timeout_s=limit_s)
+        await enqueue(db, topic, "k", "l")
+    at_once, holder, after, turns = OneStatement(LIVE, db), await connect("holder"), "", []
+    async with holder.transaction():
+        for topic in ("a", "d"):
+            await holder.execute("select outbox.lock_keys($1, '{k,l}')", topic)
+        while batch := await at_once.next_batch({"": {"keys": 1}}, after=after, retries_first=False):
+            after = batch.claim.topic
+            turns.append(after)
+        assert turns == ["b", "c", "b", "c"]
+        for topic in limits:
+            assert bool(await pending(db, topic)) == (topic in "ad")
+    assert await at_once.next_batch({}, after=after, retries_first=False)
+
+
 async def test_a_call_is_cut_at_the_limit_of_its_topic(db: asyncpg.Connection) -> None:
     await make_topic(db, "t", "perform pg_sleep(60);", statement_timeout_s=1)
     await enqueue(db, "t", "k")

@@ -313,12 +313,40 @@ async def test_hints_are_json_of_what_the_daemon_remembers(db: asyncpg.Connectio
             await db.execute("select outbox.enqueue('t', '7')")
 
 
-async def test_of_a_topic_with_another_limit_nothing_is_taken_but_its_name(db: asyncpg.Connection) -> None:
-    await make_topic(db, "t", statement_timeout_s=7)
+@pytest.mark.parametrize(("limit_s", "session"), [(7, "7s"), (120, "2min"), (86400, "24h")])
+async def test_of_a_topic_whose_limit_is_not_the_sessions_nothing_is_taken_but_its_name(
+    db: asyncpg.Connection, limit_s: int, session: str
+) -> None:
+    await make_topic(db, "busy", statement_timeout_s=30)
+    await make_topic(db, "t", statement_timeout_s=limit_s)
     await enqueue(db, "t", "a")
-    for limit_s, keys in ((0, None), (30, None), (7, ["a"])):
+    hints = json.dumps({"": {"limited": True}})
+    for setting, keys in (("0", None), ("30s", None), ("500ms", None), (session, ["a"])):
+        await db.execute(f"set statement_timeout = '{setting}'")
         async with db.transaction():
-            hints = json.dumps({"": {"statement_timeout_s": limit_s}})
             (row,) = await db.fetch("select c.topic, c.keys, c.event_count from outbox.claim($1) as c", hints)
             assert tuple(row) == ("t", keys, keys and 1)
             assert await pending(db, "t") == ([] if keys else ["a"])
+
+
+async def test_the_limit_of_a_topic_whose_keys_are_busy_is_not_taken_for_the_sessions(
+    db: asyncpg.Connection, connect: Connect
+) -> None:
+    await make_topic(db, "a", statement_timeout_s=7)
+    await make_topic(db, "b", statement_timeout_s=7)
+    await enqueue(db, "a", "k")
+    holder = await connect("holder")
+    async with holder.transaction():
+        await claim_keys(holder, "a", ["k"])
+        await enqueue(db, "a", "k")
+        await enqueue(db, "b", "k")
+        await db.execute("select outbox.set_topic('b', p_statement_timeout_s => 30)")
+        await db.execute("set statement_timeout = '7s'")
+        async with db.transaction():
+            hints = json.dumps({"": {"limited": True}})
+            (row,) = await db.fetch("select c.topic, c.keys from outbox.claim($1) as c", hints)
+            assert tuple(row) == ("b", None)
+        await db.execute("set statement_timeout = '30s'")
+        async with db.transaction():  # a is to be named, though it has nothing to take; then b
+            (row,) = await db.fetch("select c.topic, c.keys from outbox.claim($1, 'a') as c", hints)
+            assert tuple(row) == ("b", ["k"])

@@ -6,12 +6,13 @@
 --                {"reports.student": {"above": 1234, "keys": 500, "skip": false}}
 --                above: look only at later events, since the start of the index may be full of dead rows.
 --                keys: most keys of the batch; with '' for the topic, of any topic's.  skip: leave the topic alone.
---                statement_timeout_s, with '' for the topic: take nothing of a topic with another one; say which it is.
+--                limited, with '' for the topic: take nothing of a topic whose limit is not the session's statement_timeout.
 --            p_after: the topic served last; the turn goes to the one behind it.
 --            p_retries_first: due failures before new events, or the other way round. They never share a batch, so
 --            that a failing key spoils nobody else's.
 --   Returns  topic: null when there was nothing to take, else as outbox.claim_keys; keys may be empty when all that was
---            done is folding, and are null when nothing was taken, since the topic's statement_timeout_s is another. head_event_id: up to here the head was taken. is_full: there may be more behind it.
+--            done is folding, and are null when nothing was taken for the topic's limit. head_event_id: up to here the head
+--            was taken. is_full: there may be more behind it.
 --            suspects: the keys were in a batch that vanished.
 --   Errors   RC001 wrong isolation level: give up.
 create or replace function outbox.claim(
@@ -29,6 +30,9 @@ declare
     v_head_first bigint[];
     v_due text[];
     v_keys text[];
+    v_limited constant boolean := coalesce((p_hints -> '' ->> 'limited')::boolean, false);
+    -- Before outbox.claim_keys sets that of a topic.
+    v_session_limit_s constant numeric := extract(epoch from current_setting('statement_timeout')::interval);
 begin
     -- Before 18, a scan type that is switched off counts as a huge cost, and huge costs are compiled: 100 ms each time.
     perform set_config('jit', 'off', true);
@@ -65,8 +69,9 @@ begin
         );
         v_keys := case when v_head = '{}' or p_retries_first and v_due <> '{}' then v_due else v_head end;
         continue when v_keys = '{}';
-        if v_topic.statement_timeout_s <> (p_hints -> '' ->> 'statement_timeout_s')::integer then
+        if v_limited and v_topic.statement_timeout_s <> v_session_limit_s then
             topic := v_topic.topic;
+            keys := null;  -- an earlier topic's claim may have left none
             return;
         end if;
 

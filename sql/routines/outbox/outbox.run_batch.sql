@@ -2,10 +2,11 @@
 -- statement's end is the commit. No search_path and no savepoint of its own, as outbox.recalculate has none.
 --   Locks    as outbox.claim, then as outbox.recalculate and outbox.settle.
 --   Needs    read committed, and no transaction around it. Each step is a statement of its own in here, too.
---   Takes    p_hints, p_after, p_retries_first: as outbox.claim, with the session's statement_timeout_s among the hints: in
---            here it can't be set any more. p_daemon_id, p_kind, p_keep_history: as outbox.settle.
---   Returns  as outbox.claim, and changed_keys, and recalculate_ms: what the call took. Or only the topic that has the
---            turn, and statement_timeout_s: the session needs that one first; nothing was done.
+--   Takes    p_hints, p_after, p_retries_first: as outbox.claim; without limited among the hints, no topic's limit is kept.
+--            p_daemon_id, p_kind, p_keep_history: as outbox.settle.
+--   Returns  as outbox.claim, and changed_keys, and recalculate_ms: what the call took. Or nothing but a topic that has the
+--            turn, its statement_timeout_s, to which the session must be set first, since in here it is too late, and after:
+--            what p_after must be for the topic to have the turn then.
 --   Tells    its client how far it is, by an INFO of SQLSTATE RC018 before it calls the routine, with the claim as JSON for
 --            its detail, and another one behind the call. So whatever fails, or ends the session, is known to be a key's
 --            fault or not, and which keys' it may be.
@@ -14,7 +15,7 @@ create or replace function outbox.run_batch(
     p_hints jsonb, p_after text, p_retries_first boolean, p_daemon_id uuid, p_kind text, p_keep_history boolean,
     out topic text, out keys text[], out event_count bigint, out oldest_event_at timestamptz, out started_at timestamptz,
     out reasons text[], out traceparent text, out folded_count bigint, out head_event_id bigint, out is_full boolean,
-    out suspects boolean, out changed_keys text[], out recalculate_ms real, out statement_timeout_s integer
+    out suspects boolean, out changed_keys text[], out recalculate_ms real, out statement_timeout_s integer, out after text
 )
 language plpgsql volatile
 as $$
@@ -31,7 +32,10 @@ begin
         return;
     end if;
     if keys is null then
-        statement_timeout_s := (select t.statement_timeout_s from outbox.topic as t where t.topic = run_batch.topic);
+        select t.statement_timeout_s, (select coalesce(max(o.topic), '') from outbox.topic as o where o.topic < t.topic)
+        into statement_timeout_s, after
+        from outbox.topic as t
+        where t.topic = run_batch.topic;
         return;
     end if;
     recalculate_ms := 0;
