@@ -230,7 +230,7 @@ async def test_a_batch_says_read_committed_aloud(
     await record(db, K)
     strict = await connect("strict")
     if mutated:
-        monkeypatch.setattr(daemon.batch, "transaction", lambda connection, _: connection.transaction())
+        monkeypatch.setattr(daemon.batch, "transaction", lambda connection, *_: connection.transaction())
         with refused("RC001"):
             await next_batch(strict)
     else:
