@@ -101,9 +101,14 @@ async def test_a_bell_is_not_armed_while_a_worker_has_a_batch_in_hand(
 
 async def test_a_trickle_rings_one_by_one(db: asyncpg.Connection, settings: Settings, rings: Rings) -> None:
     """A worker at rest would have to look for each of these events instead, again and again."""
-    async with on_duty(impatient(settings, linger_s=60)):
+    async with on_duty(impatient(settings, linger_s=60)) as crew:
+
+        async def is_at_rest() -> bool:
+            return not crew._shared.activity.is_at_work
+
         await asleep(db)
         for key in numbered(20):
+            await eventually(is_at_rest)
             await enqueue(db, "t", key)
             await until_empty(db)
     assert await done(db, "t") == numbered(20)
@@ -126,16 +131,18 @@ async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
         await enqueue(db, "t", "k")
         await wait_until_blocked(db, "recalcd worker")
         for key in numbered(CROWD):
-            assert not await is_silent()
             await enqueue(db, "t", key)
         await eventually(is_silent)
+        count = len(await rings())
+        assert count in (CROWD, 1 + CROWD), "a poll may have been there before the first ring, which then counts"
         await enqueue(db, "t", "silently")
         await gate.execute(f"select pg_advisory_unlock({GATE})")
         await until_empty(db)
+        assert len(await rings()) == count
         await asleep(db)
         await enqueue(db, "t", "again")
         await until_empty(db)
-    assert await rings() == ["t"] * (1 + CROWD + 1)
+    assert await rings() == ["t"] * (count + 1)
 
 
 @pytest.mark.parametrize(
