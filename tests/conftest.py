@@ -63,6 +63,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_cleanup_key].close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what never meets the server of --pg: a run on another one can leave it out."""
+    for item in items:
+        if "server" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.own_server)
+
+
 def _server(config: pytest.Config) -> TestServer:
     """Return the run's server; start it when it is first asked for."""
     if hasattr(config, "workerinput"):
