@@ -20,6 +20,7 @@ from benchmarks import (
     floor,
     freshness,
     growth,
+    hands,
     horizon,
     latency,
     machine,
@@ -55,6 +56,7 @@ BESIDE_RIVALS: dict[str, Callable[[Bench], Awaitable[Part]]] = {
     "freshness": freshness.measure,
     "writers": writers.measure,
     "baddays": baddays.measure,
+    "hands": hands.measure,
 }
 """These take many minutes a round; the queues among the rivals take part when benchmarks/rivals/install has run."""
 
@@ -121,7 +123,7 @@ def main(
 
     Without a name: burst, engine, floor, latency, memory, horizon, neighbour, reads, row_security, wake.
 
-    Beside its rivals: saturation, freshness, writers, baddays.
+    Beside its rivals: saturation, freshness, writers, baddays; hands sweeps theirs.
 
     What grows: growth-pupils, growth-pending, growth-feedback, growth-daemons, growth-topics; growth for all five.
 

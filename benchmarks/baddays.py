@@ -240,8 +240,8 @@ async def _kept_working(system: System, dsn: str) -> AsyncIterator[None]:
     """Run the workers while the block runs, and each again when it has ended, as systemd does."""
     over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        for command in system.workers:
-            group.create_task(_keep_working(replace(system, workers=(command,)), dsn, over))
+        for _ in range(system.processes if system.worker else 0):
+            group.create_task(_keep_working(replace(system, processes=1), dsn, over))
         if system.has_daemon:
             group.create_task(_keep_working(system, dsn, over))
         try:

@@ -168,7 +168,9 @@ def _turns(
     for case, backlog in backlogs.items():
         for system in systems:
             if case == measured_on(system, case) and (case != CLEAN or is_job_by_job(system)):
-                turns[_side(*case, system.name)] = partial(_turn, ground, system, backlog)
+                turns[_side(*case, system.name)] = partial(
+                    worked_off, ground, system, backlog, within_s=_limit_s(system)
+                )
         if case != CLEAN:
             turns[_side(*case, FLOOR)] = partial(_floor, ground, backlog)
     return turns
@@ -185,7 +187,12 @@ def _outcome(
     return outcome(system, case, backlogs, speeds)
 
 
-async def _turn(ground: Contest, system: System, backlog: Backlog) -> Drain:
+def _limit_s(system: System) -> float:
+    return LIMIT_S if system in QUEUES and (system.calls_each or not system.dedupes) else LONG_LIMIT_S
+
+
+async def worked_off(ground: Contest, system: System, backlog: Backlog, *, within_s: float) -> Drain:
+    """Give a contestant a backlog, and watch it for so long at most."""
     await ground.give_turn(system)
     await ground.fill(backlog.keys)
     async with ground.working(system):
@@ -201,8 +208,7 @@ async def _turn(ground: Contest, system: System, backlog: Backlog) -> Drain:
             if system is RECALCD:
                 await ground.connection.execute("select outbox.ring('reports.student')")
         with suppress(TooSlow):
-            limit_s = LIMIT_S if system in QUEUES and (system.calls_each or not system.dedupes) else LONG_LIMIT_S
-            await ground.drained(system, within_s=limit_s, every_s=LOOK_EVERY_S)
+            await ground.drained(system, within_s=within_s, every_s=LOOK_EVERY_S)
         watched_s = await ground.connection.fetchval(SINCE, xid)
     after, done = await Counters.now(ground), 1 - await ground.left(system) / jobs
     # What was in hand when the workers were told to stop counts, and the time it took.

@@ -62,7 +62,7 @@ PLAIN = System(
     enqueue_all=f"select count({enqueue(ALL, 'now()').replace(' from (', ') from (', 1)}; {COLLAPSE}",
     left=LEFT,
     setup=((python("python"), "with_awa.py", "migrate"),),
-    workers=((python("python"), "with_awa.py"),),
+    worker=(python("python"), "with_awa.py"),
     connections=CONNECTIONS,
     # Its tables are emptied by its own rotation alone; and its view reads them all.
     clear="drop schema awa cascade",

@@ -55,7 +55,8 @@ def _system(name: str, one: str, every: str, *, dedupes: bool) -> System:
         clear="truncate chancy_jobs",
         setup=((*chancy, "misc", "migrate"),),
         schema=QUEUE,
-        workers=((*chancy, "worker", "start"),) * PROCESSES,
+        worker=(*chancy, "worker", "start"),
+        processes=PROCESSES,
         connections=CONNECTIONS,
         dedupes=dedupes,
     )

@@ -155,7 +155,7 @@ class Contest:
 
     async def warm_up(self, system: System, warm_ups: int = WARM_UPS) -> None:
         """Wait until the workers have shown that they work, each of their connections if possible."""
-        for _ in range(warm_ups if system.workers or system.has_daemon else 0):
+        for _ in range(warm_ups if system.worker or system.has_daemon else 0):
             await self.connection.execute(system.enqueue_from("bench.warm_up"))
             if system.has_daemon:
                 await self.connection.execute("select outbox.ring('reports.student')")

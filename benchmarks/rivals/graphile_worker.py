@@ -37,7 +37,7 @@ def _system(name: str, one: str, every: str, *, dedupes: bool) -> System:
         left="from graphile_worker._private_jobs as j where j.attempts < j.max_attempts",
         clear="truncate graphile_worker._private_jobs",
         setup=((*worker, "--schema-only"),),
-        workers=(worker,),
+        worker=worker,
         connections=CONNECTIONS,
         dedupes=dedupes,
     )

@@ -105,7 +105,7 @@ def _again_and_again(name: str, sql: str, apart_s: float, *, schema: str = "", v
         enqueue_all="select",
         left=STALE.format(report=report),
         schema=schema,
-        workers=((sys.executable, "again.py", str(apart_s), sql),),
+        worker=(sys.executable, "again.py", str(apart_s), sql),
         report=report,
         views=views,
         calls_each=False,

@@ -28,7 +28,6 @@ def enqueue(source: str, queueing_lock: str = "null") -> str:
 
 def _system(name: str, one: str, every: str, *, dedupes: bool) -> System:
     procrastinate = (python("procrastinate"), "--app=with_procrastinate.app", "--log-level=warning")
-    worker = (*procrastinate, "worker", f"--concurrency={CONNECTIONS}", "--delete-jobs=always", "--queues=reports")
     return System(
         name=name,
         enqueue=one,
@@ -36,7 +35,8 @@ def _system(name: str, one: str, every: str, *, dedupes: bool) -> System:
         left="from procrastinate_jobs as j where j.status in ('todo', 'doing')",
         clear="truncate procrastinate_jobs, procrastinate_events, procrastinate_periodic_defers",
         setup=((*procrastinate, "schema", "--apply"),),
-        workers=(worker,) * PROCESSES,
+        worker=(*procrastinate, "worker", "--concurrency={connections}", "--delete-jobs=always", "--queues=reports"),
+        processes=PROCESSES,
         connections=CONNECTIONS,
         dedupes=dedupes,
     )

@@ -58,10 +58,12 @@ class System:
     """The tables whose rows the planner should have counted after a bulk; none: the one that `left` reads."""
     schema: str = ""
     """SQL to run after them."""
-    workers: tuple[tuple[str, ...], ...] = ()
-    """Commands that work, each a process; none: recalcd, or nothing to run."""
+    worker: tuple[str, ...] = ()
+    """The command that works, {connections} in it being their number; none: recalcd, or nothing to run."""
+    processes: int = 1
+    """How many of it run."""
     connections: int = 2
-    """Of each worker process, for the work alone."""
+    """Of each, for the work alone."""
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     report: str = REPORT
     """Where readers find the report."""
@@ -102,11 +104,12 @@ class System:
             if self.has_daemon:
                 yield [await stack.enter_async_context(daemon(dsn, self.settings))]
                 return
+            command = [each.replace("{connections}", str(self.connections)) for each in self.worker]
             yield [
                 await stack.enter_async_context(
                     program(command, self._surroundings(dsn), folder=PROGRAMS, good_ends=GOOD_ENDS)
                 )
-                for command in self.workers
+                for _ in range(self.processes if command else 0)
             ]
 
     async def install(self, dsn: str) -> None:

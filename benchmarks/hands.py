@@ -1,0 +1,48 @@
+"""With how many processes and connections each queue works fastest on this machine, beside those that it has here."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.bench import Bench
+from benchmarks.figures import Part, Row, columns, interleaved
+from benchmarks.pace import ONE_EACH, Backlog, is_job_by_job
+from benchmarks.rivals import QUEUES, available
+from benchmarks.rivals.contest import contest
+from benchmarks.rivals.system import System
+from benchmarks.saturation import LIMIT_S, STUDENTS, backlog_keys, worked_off
+
+PROCESSES = (1, 2)
+CONNECTIONS = (4, 8, 16)
+UNITS = {"events_per_s": "jobs/s"}
+
+
+async def measure(bench: Bench) -> Part:
+    """Let each queue work at a backlog with few hands and with many, in turns."""
+    queues = [queue for queue in available(QUEUES, bench.beside) if is_job_by_job(queue)]
+    async with contest(bench, queues, bench.scaled(STUDENTS, least=100)) as ground:
+        rows = await ground.connection.fetch("select w.student_id::text from bench.work as w order by w.turn")
+        shape, events = ONE_EACH
+        backlog = Backlog(backlog_keys(shape, bench.scaled(events, least=100), [row[0] for row in rows]))
+        turns = {
+            each.name: partial(worked_off, ground, each, backlog, within_s=LIMIT_S)
+            for queue in queues
+            for each in _hands(queue)
+        }
+        measured = await interleaved("hands", bench.rounds, turns)
+    return Part(
+        name="hands",
+        question="How many processes and connections suit each queue on this machine?",
+        how=f"A job an event; watched for {LIMIT_S:g} s, and credited with what it ends while it stops. *As it is*:"
+        " with what it has in all other parts.",
+        rows=[Row(name, columns(UNITS, drains)) for name, drains in measured.items()],
+    )
+
+
+def _hands(queue: System) -> Iterator[System]:
+    yield replace(queue, name=f"{queue.name}, as it is: {queue.processes} x {queue.connections}")
+    for processes in PROCESSES:
+        for connections in CONNECTIONS:
+            if (processes, connections) != (queue.processes, queue.connections):
+                name = f"{queue.name}, {processes} x {connections}"
+                yield replace(queue, name=name, processes=processes, connections=connections)
