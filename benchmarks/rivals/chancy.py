@@ -12,8 +12,7 @@ event that arrives while its pupil's job runs, or up to a second after, is dropp
 
 from benchmarks.rivals.system import ALL, ALL_DIFFERENT, ONE, System, python
 
-PROCESSES = 2
-CONNECTIONS = 8
+CONNECTIONS = 16
 
 QUEUE = """
 insert into chancy_queues (name, concurrency, tags, executor, executor_options, polling_interval, eager_polling)
@@ -56,7 +55,6 @@ def _system(name: str, one: str, every: str, *, dedupes: bool) -> System:
         setup=((*chancy, "misc", "migrate"),),
         schema=QUEUE,
         worker=(*chancy, "worker", "start"),
-        processes=PROCESSES,
         connections=CONNECTIONS,
         dedupes=dedupes,
     )
