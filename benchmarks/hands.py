@@ -1,8 +1,9 @@
-"""With how many processes and connections each queue works fastest on this machine, beside those that it has here."""
+"""With how many processes and connections each queue works fastest on this machine."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Part, Row, columns, interleaved
@@ -27,22 +28,22 @@ async def measure(bench: Bench) -> Part:
         turns = {
             each.name: partial(worked_off, ground, each, backlog, within_s=LIMIT_S)
             for queue in queues
-            for each in _hands(queue)
+            for each in variants(queue)
         }
         measured = await interleaved("hands", bench.rounds, turns)
     return Part(
         name="hands",
         question="How many processes and connections suit each queue on this machine?",
-        how=f"A job an event; watched for {LIMIT_S:g} s, and credited with what it ends while it stops. *As it is*:"
-        " with what it has in all other parts.",
+        how=f"A job an event; watched for {LIMIT_S:g} s, and credited with what it ends while it stops. The"
+        " first of each is what it has in all other parts.",
         rows=[Row(name, columns(UNITS, drains)) for name, drains in measured.items()],
     )
 
 
-def _hands(queue: System) -> Iterator[System]:
-    yield replace(queue, name=f"{queue.name}, as it is: {queue.processes} x {queue.connections}")
-    for processes in PROCESSES:
-        for connections in CONNECTIONS:
-            if (processes, connections) != (queue.processes, queue.connections):
-                name = f"{queue.name}, {processes} x {connections}"
-                yield replace(queue, name=name, processes=processes, connections=connections)
+def variants(queue: System) -> Iterator[System]:
+    """Return a queue with its own number of hands, and with every other."""
+    for processes, connections in dict.fromkeys(
+        [(queue.processes, queue.connections), *product(PROCESSES, CONNECTIONS)]
+    ):
+        name = f"{queue.name}, {processes} x {connections}"
+        yield replace(queue, name=name, processes=processes, connections=connections)

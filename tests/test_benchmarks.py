@@ -4,6 +4,7 @@ import json
 import re
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
@@ -11,7 +12,7 @@ from unittest.mock import AsyncMock, MagicMock
 import click
 import pytest
 
-from benchmarks import growth, machine, pace, plot, rivals
+from benchmarks import growth, hands, machine, pace, plot, rivals
 from benchmarks.__main__ import AT_LENGTH, PARTS, _keep, _parts, _run
 from benchmarks.figures import Part, Report, Row, Series, Verdict, interleaved
 from benchmarks.process import DaemonFailed
@@ -98,6 +99,12 @@ def test_a_rival_that_is_unknown_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(click.UsageError, match=r"No rival is called 'kafka'. There are: .*synchronous; materialized"):
         rivals.require(["VIEW", "kafka"])
     assert rivals.available(rivals.SYSTEMS, ["VIEW"]) == (rivals.plain.MATERIALIZED_VIEW,)
+
+
+def test_a_queue_is_tried_once_with_each_number_of_hands_and_first_with_its_own() -> None:
+    tried = [(each.processes, each.connections) for each in hands.variants(graphile_worker.PLAIN)]
+    assert tried[0] == (graphile_worker.PLAIN.processes, graphile_worker.PLAIN.connections)
+    assert sorted(tried[1:]) == sorted(product(hands.PROCESSES, hands.CONNECTIONS))
 
 
 async def test_a_part_is_kept_before_the_next_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
