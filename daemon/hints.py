@@ -12,6 +12,9 @@ LEAST_KEYS = 32
 """Batches that take long don't get smaller than this: below, it is the server that is slow, not the keys, and ever more
 and ever smaller batches would make it slower. (Seen: 500 events at one key a batch, 100 ms each.)"""
 
+NEARLY = 0.9
+"""How much of its target a batch that grows may be expected to take: it is what a batch should take at most."""
+
 
 @dataclass
 class TopicHints:
@@ -98,7 +101,7 @@ class Hints:
             hints.above = 0
 
     def took(self, topic: str, key_count: int, seconds: float, *, is_full: bool) -> None:
-        """Size the next batch by what this one took: shrink at once, grow by doubling.
+        """Size the next batch by what this one took: shrink at once, grow towards the target, by doubling at most.
 
         is_full says that there was more at the head. The keys don't: as many events may have been of a few.
         """
@@ -106,8 +109,9 @@ class Hints:
         limit = hints.keys or MOST_KEYS
         if seconds > self._batch_target_s:
             hints.keys = min(limit, max(LEAST_KEYS, int(key_count * self._batch_target_s / seconds)))
-        elif is_full and seconds < self._batch_target_s / 2:
-            hints.keys = min(2 * limit, MOST_KEYS)
+        elif is_full and seconds < NEARLY * self._batch_target_s:
+            fitting = int(limit * NEARLY * self._batch_target_s / max(seconds, 1e-6))
+            hints.keys = min(fitting, 2 * limit, MOST_KEYS)
             self._most_keys = min(2 * self._most_keys, MOST_KEYS)
 
     def halve(self, topic: str, key_count: int) -> None:

@@ -97,9 +97,16 @@ def test_a_quick_full_batch_doubles_the_next_up_to_the_most(hints: Hints) -> Non
         assert size(hints) == expected
 
 
-def test_a_batch_in_time_or_not_full_leaves_the_size(hints: Hints) -> None:
+def test_a_full_batch_in_time_grows_the_next_nearly_up_to_the_target(hints: Hints) -> None:
     hints.halve(T, 500)
     hints.took(T, 250, seconds=0.6, is_full=True)
+    assert size(hints) == 375
+
+
+def test_a_batch_of_about_the_target_or_not_full_leaves_the_size(hints: Hints) -> None:
+    hints.halve(T, 500)
+    for seconds in (0.9, 0.95, 1.0):
+        hints.took(T, 250, seconds=seconds, is_full=True)
     hints.took(T, 250, seconds=0.1, is_full=False)
     assert size(hints) == 250
 
