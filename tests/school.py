@@ -15,6 +15,14 @@ NOBODY = UUID(int=0xDEAD)
 
 DAY = date(2026, 1, 15)
 
+CLOSE = """
+truncate reports.report_student_unit_rollups, reports.report_student_rollups,
+    school.feedback, school.assignment, school.group_membership, school.student, school.cohort, school.class_group,
+    school.unit;
+delete from school.timeframe where ends_on <> 'infinity';
+"""
+"""Leaves nothing of any school."""
+
 
 @dataclass
 class School:

@@ -15,7 +15,7 @@ import pytest
 from engine import failures, make_due, pending
 from histories import ARGUMENTS, write
 from oracle import drift
-from school import NOBODY, School, found
+from school import CLOSE, NOBODY, School, found
 from stage import Actor, Stage, Stands
 from tenacity import wait_none
 
@@ -83,12 +83,9 @@ _SHAPE = """
 """
 _LOCK = "perform outbox.lock_keys('reports.student', p_keys);"
 
-_RESET = """
-truncate stage.poison, outbox.event, outbox.failure, outbox.suspect, outbox.drift, outbox.batch,
-    reports.report_student_unit_rollups, reports.report_student_rollups,
-    school.feedback, school.assignment, school.group_membership, school.student, school.cohort, school.class_group,
-    school.unit;
-delete from school.timeframe where ends_on <> 'infinity';
+_RESET = f"""
+truncate stage.poison, outbox.event, outbox.failure, outbox.suspect, outbox.drift, outbox.batch;
+{CLOSE}
 select setval('stage.ids', 1, false);
 select outbox.set_topic('reports.student', 'stage.recalculate', p_max_attempts => 2, p_batch_keys => 2,
     p_retry_base_s => 86400, p_retry_max_s => 86400, p_statement_timeout_s => 3600);

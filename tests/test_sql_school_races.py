@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from oracle import drift
-from school import DAY, School, found
+from school import CLOSE, DAY, School, found
 from servers import Connect
 
 LATER = date(2026, 5, 1)
@@ -31,6 +31,7 @@ class Scene:
 
     async def reset(self) -> None:
         """Found the school anew: pupil 0 has feedback from a group left since, pupil 1 is a member, pupil 2 is not."""
+        await self.school.db.execute(CLOSE)  # or each check would be of all schools so far
         fresh = await found(self.school.db)
         self.school.__dict__.update(fresh.__dict__)
         pupils, groups = fresh.pupils, fresh.groups
