@@ -48,8 +48,8 @@ def _bars(part: Mapping[str, Any], picture: Picture) -> Any:
         label = f"{ratio}{name}: {number(series['median'])} {unit}"
         size = MIDDLE * min(1, LABEL_WIDTH / len(label))
         axes.text(0.0, place - 0.33, label, fontsize=size, va="bottom", transform=axes.get_yaxis_transform())
-    medians = [series["median"] for _, series in ranked]
-    if min(medians) > 0 and max(medians) > WIDE_RANGE * min(medians):
+    medians = [series["median"] for _, series in ranked if series["median"] > 0]  # what takes no time has no bar
+    if max(medians, default=0) > WIDE_RANGE * min(medians, default=0):
         axes.set_xscale("log")
     axes.set_ylim(len(ranked) - 0.5, -0.75)
     axes.set_xlabel("line: p10 to p90", fontsize=SMALL + 1, color=FAINT)
