@@ -11,7 +11,6 @@ MOST_KEYS = 1000
 LEAST_KEYS = 32
 """Batches that take long don't get smaller than this: below, it is the server that is slow, not the keys, and ever more
 and ever smaller batches would make it slower. (Seen: 500 events at one key a batch, 100 ms each.)"""
-
 NEARLY = 0.9
 """How much of its target a batch that grows may be expected to take: it is what a batch should take at most."""
 
