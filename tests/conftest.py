@@ -22,7 +22,9 @@ from servers import PLACES, Connect, Psql, TestServer, running
 from waiting import eventually as _eventually
 from waiting import wait_until_blocked as _wait_until_blocked
 
+import daemon.doorbell
 from daemon.database import close
+from daemon.doorbell import Doorbell
 from daemon.embedded import program
 from daemon.settings import Settings, load
 
@@ -98,6 +100,19 @@ def nothing_planted_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.getbasetemp()
     written = [file for pattern in ("*.log", "output") for file in folder.rglob(pattern) if file.is_file()]
     assert found_in_files(written) == {}
+
+
+@pytest.fixture
+def any_ring_is_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a daemon of this process mute its bell at each ring, whether anybody waits or not."""
+    on_ring = Doorbell._on_ring
+
+    def ring(doorbell: Doorbell, *told: object) -> None:
+        on_ring(doorbell, *told)
+        doorbell._suspected.set()
+
+    monkeypatch.setattr(Doorbell, "_on_ring", ring)
+    monkeypatch.setattr(daemon.doorbell, "CROWD", 0)
 
 
 @pytest.fixture(autouse=True)

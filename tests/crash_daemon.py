@@ -11,12 +11,10 @@ from crash_world import GUILTY, Reports, World
 from engine import vanish
 from servers import as_daemon
 
-from daemon.doorbell import CROWD
-
 ARMED = ("recalcd listener", "look", "bind_execute", "after")
 AT_WORK = ("recalcd worker", "run_batch", "bind_execute", "before")
-MOST_CROWDS = 4
-"""How often to send one: some of its rings may arrive when the batch is over, and none after a fault that disarmed."""
+MOST_RINGS = 4
+"""How often to write while a batch is in hand: some may ring when it is over, and none after a fault that disarmed."""
 MANY_POLLS = 30
 AUDITED = ("recalcd auditor", "commit", "query", "after")
 
@@ -132,22 +130,21 @@ async def is_idle(world: World, stop: Stop) -> bool:
 def sleep_wake_stop() -> Act:
     """Write when the daemon is about to sleep, so that a bell must wake it.
 
-    Then let crowds write while its worker is busy, until it mutes the bell; and stop it when it has nothing to do.
+    Then write while its worker is busy, until it mutes the bell; and stop it when it has nothing to do.
     """
-    scene = crowds = 0
+    scene = rings = 0
 
     async def act(world: World, running: Running, stop: Stop) -> None:
-        nonlocal scene, crowds
+        nonlocal scene, rings
         match scene:
             case 0 if await is_idle(world, stop):
                 await world.subject.write(world.db)
                 scene = 1
-            case 1 if stop.point.statement == "disarm" or crowds == MOST_CROWDS:
+            case 1 if stop.point.statement == "disarm" or rings == MOST_RINGS:
                 scene = 2
             case 1 if stop.point.site == AT_WORK:
-                for _ in range(CROWD):
-                    await world.subject.write(world.db)
-                crowds += 1
+                await world.subject.write(world.db)
+                rings += 1
             case 2 if await is_idle(world, stop):
                 running.signal(signal.SIGTERM)
                 scene = 3

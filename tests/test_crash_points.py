@@ -60,7 +60,7 @@ async def test_a_fault_anywhere_else_costs_nothing_either(site: Site, scenario: 
 async def test_the_points_of_a_live_batch_are_all_there(site: Site) -> None:
     """Or a hook that has gone blind would make every test above pass."""
     points = await points_of(site, LIVE)
-    for statement in ("run_batch", "arm", "look", "disarm", "heartbeat", "echo", "say_goodbye"):
+    for statement in ("run_batch", "arm", "look", "is_commit_queued", "disarm", "heartbeat", "echo", "say_goodbye"):
         for call in ("prepare", "bind_execute"):
             assert phases(points, statement, call) >= {"before", "answered", "after"}, (statement, call)
     tidying = next(each.statement for each in points if each.statement.startswith("reset session authorization"))

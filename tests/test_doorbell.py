@@ -1,9 +1,10 @@
 """What wakes a daemon: the armed bell, the poll behind it, and the listener's connection."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import asyncpg
@@ -115,6 +116,20 @@ async def test_a_trickle_rings_one_by_one(db: asyncpg.Connection, settings: Sett
     assert await rings() == ["t"] * 20
 
 
+NOTIFY_FOR_EVER = "do $$ begin loop perform pg_notify('elsewhere', ''); commit; end loop; end $$"
+
+
+@asynccontextmanager
+async def writers_queued(connect: Connect) -> AsyncIterator[None]:
+    """Have writers of another application wait for each other's NOTIFY while the block runs."""
+    async with asyncio.TaskGroup() as group:
+        writers = [await connect("writer elsewhere") for _ in range(3)]
+        notifying = [group.create_task(writer.execute(NOTIFY_FOR_EVER)) for writer in writers]
+        yield
+        for task in notifying:
+            task.cancel()
+
+
 async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
     db: asyncpg.Connection, settings: Settings, connect: Connect, rings: Rings
 ) -> None:
@@ -124,17 +139,17 @@ async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
     await gate.execute(f"select pg_advisory_lock({GATE})")
 
     async def is_silent() -> bool:
+        await enqueue(db, "t", "k")
         return bool(await db.fetchval("select pg_try_advisory_xact_lock_shared(29283, 1)"))
 
     async with on_duty(impatient(settings, workers=1)):
         await asleep(db)
         await enqueue(db, "t", "k")
         await wait_until_blocked(db, "recalcd worker")
-        for key in numbered(CROWD):
-            await enqueue(db, "t", key)
-        await eventually(is_silent)
+        async with writers_queued(connect):
+            await eventually(is_silent)
         count = len(await rings())
-        assert count in (CROWD, 1 + CROWD), "a poll may have been there before the first ring, which then counts"
+        assert count > CROWD
         await enqueue(db, "t", "silently")
         await gate.execute(f"select pg_advisory_unlock({GATE})")
         await until_empty(db)
@@ -146,7 +161,7 @@ async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
 
 
 @pytest.mark.parametrize(
-    ("at_work", "is_crowd"),
+    ("queued", "is_crowd"),
     [
         ([True] * CROWD, True),
         ([True] * (CROWD - 1) + [False, True], False),
@@ -155,15 +170,57 @@ async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
         ([True, True, False] * CROWD, True),
     ],
 )
-def test_a_crowd_is_many_more_rings_that_find_a_batch_in_hand_than_that_find_none(
-    settings: Settings, at_work: list[bool], is_crowd: bool
+async def test_a_crowd_is_many_more_glances_that_see_writers_wait_than_that_see_none(
+    settings: Settings, queued: list[bool], is_crowd: bool
+) -> None:
+    doorbell = Doorbell(settings, uuid4(), Alarm(), Activity(linger_s=0), Hints(1))
+    connection = AsyncMock()
+    connection.fetchval.side_effect = queued
+    seen = [await doorbell._is_crowd(connection) for _ in queued]
+    assert any(seen) == is_crowd
+
+
+@pytest.mark.parametrize(
+    ("bell", "wake", "is_at_work", "glances"),
+    [
+        ("armed", "doorbell", True, True),
+        ("armed", "doorbell", False, False),
+        ("armed", "always", True, False),
+        ("guarded", "doorbell", True, False),
+    ],
+    ids=["at work", "at rest", "never to be muted", "not ours to mute"],
+)
+def test_a_ring_is_reason_for_a_glance_at_the_writers(
+    settings: Settings, bell: Any, wake: str, is_at_work: bool, glances: bool
 ) -> None:
     activity = Activity(linger_s=0)
+    doorbell = Doorbell(impatient(settings, wake=wake), uuid4(), Alarm(), activity, Hints(1))
+    doorbell._bell = bell
+    with activity.batch_in_hand() if is_at_work else nullcontext():
+        doorbell._on_ring()
+    assert doorbell._suspected.is_set() == glances
+
+
+async def test_one_glance_is_not_right_behind_the_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon.doorbell, "GLANCE_S", 3600)
+    activity = Activity(linger_s=0)
     doorbell = Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))
-    for is_at_work in at_work:
-        with activity.batch_in_hand() if is_at_work else nullcontext():
-            doorbell._on_ring()
-    assert doorbell._crowded.is_set() == is_crowd
+    doorbell._bell = "armed"
+    await doorbell._is_crowd(AsyncMock())
+    with activity.batch_in_hand():
+        doorbell._on_ring()
+    assert not doorbell._suspected.is_set()
+
+
+async def test_a_crowd_that_stays_is_tried_ever_less_often(settings: Settings) -> None:
+    doorbell = Doorbell(settings, uuid4(), Alarm(), Activity(linger_s=60), Hints(1))
+    mutes = []
+    for _ in range(4):
+        await doorbell._mute(AsyncMock(is_closed=lambda: False), 0.0)
+        mutes.append(doorbell._mute_s)
+    doorbell._unmuted_at -= 60
+    await doorbell._mute(AsyncMock(is_closed=lambda: False), 0.0)
+    assert [*mutes, doorbell._mute_s] == [1, 2, 4, 8, 1]
 
 
 def test_whoever_was_rung_lingers(settings: Settings) -> None:
@@ -174,17 +231,17 @@ def test_whoever_was_rung_lingers(settings: Settings) -> None:
     assert activity.lingering_s() > 0
 
 
+@pytest.mark.usefixtures("any_ring_is_a_crowd")
 async def test_a_trickle_gets_its_bell_back_though_there_is_always_work(
     db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or one crowd would leave it to the polls for as long as it trickles. One that stays is tried ever less often."""
-    monkeypatch.setattr(daemon.doorbell, "CROWD", 0)
+    """Or one crowd would leave it to the polls for as long as it trickles."""
     monkeypatch.setattr(daemon.doorbell, "MUTE_S", 0.05)
     mutes: list[float] = []
     mute = Doorbell._mute
 
     async def noted(doorbell: Doorbell, *arguments: Any) -> None:
-        mutes.append(doorbell._mute_s)
+        mutes.append(doorbell._activity.lingering_s())
         await mute(doorbell, *arguments)
 
     monkeypatch.setattr(Doorbell, "_mute", noted)
@@ -192,7 +249,7 @@ async def test_a_trickle_gets_its_bell_back_though_there_is_always_work(
         while len(mutes) < 3:
             await enqueue(db, "t", "k")
             await until_empty(db)
-    assert mutes[:3] == [0.05, 0.1, 0.2]
+    assert all(lingering_s > 0 for lingering_s in mutes)
 
 
 @pytest.mark.parametrize(
@@ -285,18 +342,6 @@ async def test_when_the_armed_one_leaves_the_guarded_one_finds_out_by_its_poll(
             return guarded._doorbell._bell == "armed"
 
         await eventually(is_armed)
-
-
-async def test_always_means_that_no_crowd_is_silent(
-    db: asyncpg.Connection, settings: Settings, rings: Rings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon.doorbell, "CROWD", 0)
-    async with on_duty(impatient(settings, wake="always", linger_s=60)):
-        await asleep(db)
-        for key in numbered(20):
-            await enqueue(db, "t", key)
-        await until_empty(db)
-    assert await rings() == ["t"] * 20
 
 
 async def test_poll_means_without_any_listener(db: asyncpg.Connection, settings: Settings, rings: Rings) -> None:

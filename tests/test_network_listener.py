@@ -1,6 +1,7 @@
 """The LISTEN session's link breaks, hangs or slows down: how soon that is noticed, and what it costs the events."""
 
 import asyncio
+from itertools import product
 from typing import Any
 
 import asyncpg
@@ -21,7 +22,6 @@ from proxy import Proxy, Trap
 from servers import Connect
 from waiting import eventually, wait_until_blocked
 
-import daemon.doorbell
 from daemon import telemetry
 
 LISTENER_STEPS = [
@@ -63,17 +63,12 @@ async def test_a_half_open_listener_is_noticed_within_two_heartbeats_whatever_it
         await is_noticed_and_costs_nothing(db, proxy, sprung, logged)
 
 
-@pytest.fixture
-def any_ring_is_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon.doorbell, "CROWD", 0)
-
-
 @pytest.mark.usefixtures("any_ring_is_a_crowd")
-@pytest.mark.parametrize("when", [REQUEST, REPLY])
+@pytest.mark.parametrize("step", list(product(["is_queued", "outbox.disarm"], [REQUEST, REPLY])))
 async def test_a_listener_that_is_half_open_as_it_mutes_the_bell_is_noticed_within_two_heartbeats(
-    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], when: str
+    db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], step: tuple[str, str]
 ) -> None:
-    sprung = trap(proxy, LISTENER, "outbox.disarm", when)
+    sprung = trap(proxy, LISTENER, *step)
     async with on_duty(through()):
         await asleep(db)
         await is_noticed_and_costs_nothing(db, proxy, sprung, logged)
