@@ -30,7 +30,8 @@ from waiting import eventually, wait_until_blocked
 
 import daemon.doorbell
 from daemon import telemetry
-from daemon.doorbell import CROWD, Activity, Alarm, Doorbell
+from daemon.doorbell import CROWD, IS_COMMIT_QUEUED, RUSH, Activity, Alarm, Doorbell
+from daemon.embedded import embedded_postgres
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
 from daemon.settings import Settings
@@ -160,6 +161,24 @@ async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
     assert await rings() == ["t"] * (count + 1)
 
 
+async def test_one_who_notifies_alone_is_not_taken_for_a_crowd() -> None:
+    with embedded_postgres(settings={"fsync": "off"}) as server:
+        connections = db, alone, *others = [await asyncpg.connect(server.dsn()) for _ in range(4)]
+
+        async def is_queued() -> bool:
+            return bool(await db.fetchval(IS_COMMIT_QUEUED))
+
+        async with asyncio.TaskGroup() as group:
+            notifying = [group.create_task(alone.execute(NOTIFY_FOR_EVER))]
+            assert not any([await is_queued() for _ in range(100)])
+            notifying += [group.create_task(other.execute(NOTIFY_FOR_EVER)) for other in others]
+            await eventually(is_queued)
+            for task in notifying:
+                task.cancel()
+        for connection in connections:
+            await connection.close()
+
+
 @pytest.mark.parametrize(
     ("queued", "is_crowd"),
     [
@@ -199,6 +218,27 @@ def test_a_ring_is_reason_for_a_glance_at_the_writers(
     with activity.batch_in_hand() if is_at_work else nullcontext():
         doorbell._on_ring()
     assert doorbell._suspected.is_set() == glances
+
+
+@pytest.mark.parametrize(
+    ("at_work", "is_crowd"),
+    [
+        ([True] * RUSH, True),
+        ([True] * (RUSH - 1) + [False, True], False),
+        ([True, False] * RUSH, False),
+    ],
+)
+async def test_so_are_many_rings_on_end_that_find_a_batch_in_hand(
+    settings: Settings, at_work: list[bool], is_crowd: bool
+) -> None:
+    """One writer that writes as fast as it can waits for nobody; its rings tell the daemon nothing new."""
+    activity = Activity(linger_s=0)
+    doorbell = Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))
+    doorbell._bell = "armed"
+    for is_at_work in at_work:
+        with activity.batch_in_hand() if is_at_work else nullcontext():
+            doorbell._on_ring()
+    assert await doorbell._is_crowd(AsyncMock(fetchval=AsyncMock(return_value=False))) == is_crowd
 
 
 async def test_one_glance_is_not_right_behind_the_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
