@@ -18,7 +18,7 @@ from links import BEAT_S
 from planted import found_in_files
 from proxy import Proxy, proxy_to
 from pydantic import SecretStr
-from servers import PLACES, Connect, Psql, TestServer, running
+from servers import PLACES, Connect, Psql, Rings, TestServer, running
 from waiting import eventually as _eventually
 from waiting import wait_until_blocked as _wait_until_blocked
 
@@ -169,6 +169,19 @@ async def connect(dsn: str) -> AsyncIterator[Connect]:
 async def db(connect: Connect) -> asyncpg.Connection:
     """Connect to the test's database."""
     return await connect()
+
+
+@pytest.fixture
+async def rings(connect: Connect) -> Rings:
+    """Listen as a daemon does."""
+    listener, heard = await connect("bystander"), list[str]()
+    await listener.add_listener("outbox", lambda *told: heard.append(told[-1]))
+
+    async def rings() -> list[str]:
+        await listener.execute("select")  # its answer comes behind what was sent before
+        return heard
+
+    return rings
 
 
 @pytest.fixture

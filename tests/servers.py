@@ -17,6 +17,9 @@ from daemon.embedded import INSTALLATIONS, embedded_postgres
 Connect = Callable[..., Awaitable[asyncpg.Connection]]
 """What the fixture `connect` is."""
 
+Rings = Callable[[], Awaitable[list[str]]]
+"""What the fixture `rings` is: returns the topics that were rung for up to now."""
+
 Psql = Callable[..., str]
 """What the fixture `psql` is."""
 

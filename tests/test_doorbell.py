@@ -1,10 +1,7 @@
 """What wakes a daemon: the armed bell, the poll behind it, and the listener's connection."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
 from typing import Any
-from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import asyncpg
@@ -25,13 +22,12 @@ from engine import (
     terminate,
     until_empty,
 )
-from servers import Connect
+from servers import Connect, Rings
 from waiting import eventually, wait_until_blocked
 
 import daemon.doorbell
 from daemon import telemetry
-from daemon.doorbell import CROWD, IS_COMMIT_QUEUED, RUSH, Activity, Alarm, Doorbell
-from daemon.embedded import embedded_postgres
+from daemon.doorbell import Activity, Alarm, Doorbell
 from daemon.errors import DatabaseUnavailable
 from daemon.hints import Hints
 from daemon.settings import Settings
@@ -43,23 +39,6 @@ LISTENER = "recalcd listener"
 async def topic(db: asyncpg.Connection) -> None:
     await make_ledger(db)
     await make_topic(db, "t")
-
-
-Rings = Callable[[], Awaitable[list[str]]]
-"""Return the topics that were rung for up to now."""
-
-
-@pytest.fixture
-async def rings(connect: Connect) -> Rings:
-    """Listen as a daemon does."""
-    listener, heard = await connect("bystander"), list[str]()
-    await listener.add_listener("outbox", lambda *told: heard.append(told[-1]))
-
-    async def rings() -> list[str]:
-        await listener.execute("select")  # its answer comes behind what was sent before
-        return heard
-
-    return rings
 
 
 async def test_a_ring_that_nobody_waits_for_is_kept_once() -> None:
@@ -117,179 +96,12 @@ async def test_a_trickle_rings_one_by_one(db: asyncpg.Connection, settings: Sett
     assert await rings() == ["t"] * 20
 
 
-NOTIFY_FOR_EVER = "do $$ begin loop perform pg_notify('elsewhere', ''); commit; end loop; end $$"
-
-
-@asynccontextmanager
-async def writers_queued(connect: Connect) -> AsyncIterator[None]:
-    """Have writers of another application wait for each other's NOTIFY while the block runs."""
-    async with asyncio.TaskGroup() as group:
-        writers = [await connect("writer elsewhere") for _ in range(3)]
-        notifying = [group.create_task(writer.execute(NOTIFY_FOR_EVER)) for writer in writers]
-        yield
-        for task in notifying:
-            task.cancel()
-
-
-async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
-    db: asyncpg.Connection, settings: Settings, connect: Connect, rings: Rings
-) -> None:
-    """A daemon at work finds their events by itself, and writers would only line up to notify."""
-    await make_topic(db, "t", f"perform pg_advisory_xact_lock_shared({GATE});")
-    gate = await connect("gatekeeper")
-    await gate.execute(f"select pg_advisory_lock({GATE})")
-
-    async def is_silent() -> bool:
-        await enqueue(db, "t", "k")
-        return bool(await db.fetchval("select pg_try_advisory_xact_lock_shared(29283, 1)"))
-
-    async with on_duty(impatient(settings, workers=1)):
-        await asleep(db)
-        await enqueue(db, "t", "k")
-        await wait_until_blocked(db, "recalcd worker")
-        async with writers_queued(connect):
-            await eventually(is_silent)
-        count = len(await rings())
-        assert count > CROWD
-        await enqueue(db, "t", "silently")
-        await gate.execute(f"select pg_advisory_unlock({GATE})")
-        await until_empty(db)
-        assert len(await rings()) == count
-        await asleep(db)
-        await enqueue(db, "t", "again")
-        await until_empty(db)
-    assert await rings() == ["t"] * (count + 1)
-
-
-async def test_one_who_notifies_alone_is_not_taken_for_a_crowd() -> None:
-    with embedded_postgres(settings={"fsync": "off"}) as server:
-        connections = db, alone, *others = [await asyncpg.connect(server.dsn()) for _ in range(4)]
-
-        async def is_queued() -> bool:
-            return bool(await db.fetchval(IS_COMMIT_QUEUED))
-
-        async with asyncio.TaskGroup() as group:
-            notifying = [group.create_task(alone.execute(NOTIFY_FOR_EVER))]
-            assert not any([await is_queued() for _ in range(100)])
-            notifying += [group.create_task(other.execute(NOTIFY_FOR_EVER)) for other in others]
-            await eventually(is_queued)
-            for task in notifying:
-                task.cancel()
-        for connection in connections:
-            await connection.close()
-
-
-@pytest.mark.parametrize(
-    ("queued", "is_crowd"),
-    [
-        ([True] * CROWD, True),
-        ([True] * (CROWD - 1) + [False, True], False),
-        ([False] * CROWD + [True] * CROWD, True),
-        ([True, False] * CROWD, False),
-        ([True, True, False] * CROWD, True),
-    ],
-)
-async def test_a_crowd_is_many_more_glances_that_see_writers_wait_than_that_see_none(
-    settings: Settings, queued: list[bool], is_crowd: bool
-) -> None:
-    doorbell = Doorbell(settings, uuid4(), Alarm(), Activity(linger_s=0), Hints(1))
-    connection = AsyncMock()
-    connection.fetchval.side_effect = queued
-    seen = [await doorbell._is_crowd(connection) for _ in queued]
-    assert any(seen) == is_crowd
-
-
-@pytest.mark.parametrize(
-    ("bell", "wake", "is_at_work", "glances"),
-    [
-        ("armed", "doorbell", True, True),
-        ("armed", "doorbell", False, False),
-        ("armed", "always", True, False),
-        ("guarded", "doorbell", True, False),
-    ],
-    ids=["at work", "at rest", "never to be muted", "not ours to mute"],
-)
-def test_a_ring_is_reason_for_a_glance_at_the_writers(
-    settings: Settings, bell: Any, wake: str, is_at_work: bool, glances: bool
-) -> None:
-    activity = Activity(linger_s=0)
-    doorbell = Doorbell(impatient(settings, wake=wake), uuid4(), Alarm(), activity, Hints(1))
-    doorbell._bell = bell
-    with activity.batch_in_hand() if is_at_work else nullcontext():
-        doorbell._on_ring()
-    assert doorbell._suspected.is_set() == glances
-
-
-@pytest.mark.parametrize(
-    ("at_work", "is_crowd"),
-    [
-        ([True] * RUSH, True),
-        ([True] * (RUSH - 1) + [False, True], False),
-        ([True, False] * RUSH, False),
-    ],
-)
-async def test_so_are_many_rings_on_end_that_find_a_batch_in_hand(
-    settings: Settings, at_work: list[bool], is_crowd: bool
-) -> None:
-    """One writer that writes as fast as it can waits for nobody; its rings tell the daemon nothing new."""
-    activity = Activity(linger_s=0)
-    doorbell = Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))
-    doorbell._bell = "armed"
-    for is_at_work in at_work:
-        with activity.batch_in_hand() if is_at_work else nullcontext():
-            doorbell._on_ring()
-    assert await doorbell._is_crowd(AsyncMock(fetchval=AsyncMock(return_value=False))) == is_crowd
-
-
-async def test_one_glance_is_not_right_behind_the_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon.doorbell, "GLANCE_S", 3600)
-    activity = Activity(linger_s=0)
-    doorbell = Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))
-    doorbell._bell = "armed"
-    await doorbell._is_crowd(AsyncMock())
-    with activity.batch_in_hand():
-        doorbell._on_ring()
-    assert not doorbell._suspected.is_set()
-
-
-async def test_a_crowd_that_stays_is_tried_ever_less_often(settings: Settings) -> None:
-    doorbell = Doorbell(settings, uuid4(), Alarm(), Activity(linger_s=60), Hints(1))
-    mutes = []
-    for _ in range(4):
-        await doorbell._mute(AsyncMock(is_closed=lambda: False), 0.0)
-        mutes.append(doorbell._mute_s)
-    doorbell._unmuted_at -= 60
-    await doorbell._mute(AsyncMock(is_closed=lambda: False), 0.0)
-    assert [*mutes, doorbell._mute_s] == [1, 2, 4, 8, 1]
-
-
 def test_whoever_was_rung_lingers(settings: Settings) -> None:
     """Or the next look, and its second worker, would be in the way of the batch that it was rung for."""
     activity = Activity(linger_s=60)
     activity._stirred_at -= 3600
     Doorbell(settings, uuid4(), Alarm(), activity, Hints(1))._on_ring()
     assert activity.lingering_s() > 0
-
-
-@pytest.mark.usefixtures("any_ring_is_a_crowd")
-async def test_a_trickle_gets_its_bell_back_though_there_is_always_work(
-    db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or one crowd would leave it to the polls for as long as it trickles."""
-    monkeypatch.setattr(daemon.doorbell, "MUTE_S", 0.05)
-    mutes: list[float] = []
-    mute = Doorbell._mute
-
-    async def noted(doorbell: Doorbell, *arguments: Any) -> None:
-        mutes.append(doorbell._activity.lingering_s())
-        await mute(doorbell, *arguments)
-
-    monkeypatch.setattr(Doorbell, "_mute", noted)
-    async with on_duty(impatient(settings, linger_s=60)):
-        while len(mutes) < 3:
-            await enqueue(db, "t", "k")
-            await until_empty(db)
-    assert all(lingering_s > 0 for lingering_s in mutes)
 
 
 @pytest.mark.parametrize(
