@@ -215,6 +215,7 @@ class Doorbell:
         """Listen, then catch up, then sleep and wake until the connection is lost."""
         connection = await self._connect()
         self._echoes = asyncio.Queue()
+        self._suspected.clear()  # whoever was suspected rang for the session before
         try:
             connection.add_termination_listener(self._on_loss)
             # From another session: a pooler may well hand a session its own notifications, and lose everybody else's.

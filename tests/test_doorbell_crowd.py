@@ -1,6 +1,7 @@
 """When writers are a crowd, and the bell is muted for them."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
@@ -42,9 +43,10 @@ async def writers_queued(connect: Connect) -> AsyncIterator[None]:
 
 @pytest.mark.usefixtures("topic")
 async def test_a_crowd_is_let_be_silent_while_the_work_lasts(
-    db: asyncpg.Connection, settings: Settings, connect: Connect, rings: Rings
+    db: asyncpg.Connection, settings: Settings, connect: Connect, rings: Rings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon at work finds their events by itself, and writers would only line up to notify."""
+    monkeypatch.setattr(daemon.doorbell, "RUSH", sys.maxsize)  # so that nothing but a glance can tell
     await make_topic(db, "t", f"perform pg_advisory_xact_lock_shared({GATE});")
     gate = await connect("gatekeeper")
     await gate.execute(f"select pg_advisory_lock({GATE})")
@@ -160,6 +162,28 @@ async def test_one_glance_is_not_right_behind_the_other(settings: Settings, monk
     with activity.batch_in_hand():
         doorbell._on_ring()
     assert not doorbell._suspected.is_set()
+
+
+@pytest.mark.usefixtures("topic")
+async def test_who_was_suspected_before_the_session_was_lost_is_not_any_more(
+    db: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next session would mute a bell that it has not armed."""
+    is_crowd = AsyncMock(return_value=False)
+    monkeypatch.setattr(Doorbell, "_is_crowd", is_crowd)
+    async with on_duty(impatient(settings)) as crew:
+        await asleep(db)
+        doorbell = crew._doorbell
+        lost = doorbell._listener
+        assert lost is not None
+        doorbell._suspected.set()
+        lost.connection.terminate()
+
+        async def is_asleep_again() -> bool:
+            return doorbell._listener is not lost and doorbell.is_asleep
+
+        await eventually(is_asleep_again)
+    is_crowd.assert_not_called()
 
 
 async def test_a_crowd_that_stays_is_tried_ever_less_often(settings: Settings) -> None:
