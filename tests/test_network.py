@@ -68,6 +68,32 @@ async def is_untouched(db: asyncpg.Connection) -> bool:
     return not (await pending(db) or await drifted(db) or await failures(db) or suspected)
 
 
+async def only_unanswered(proxy: Proxy) -> Link:
+    """Wait until just one worker waits for the server, and return its link."""
+
+    async def unanswered() -> Link | None:
+        links = [link for link in proxy.of(WORKER) if not link.is_answered]
+        return links[0] if len(links) == 1 else None
+
+    link = await eventually(unanswered)
+    assert link is not None
+    return link
+
+
+async def asked_about(proxy: Proxy, count: int) -> None:
+    """Wait until the server was asked so many times more whether a session is still at work."""
+
+    def asked() -> int:
+        return sum(link.application_name == WATCH for link in proxy.links)
+
+    enough = asked() + count
+
+    async def is_enough() -> bool:
+        return asked() >= enough
+
+    await eventually(is_enough)
+
+
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_half_open_claim_connection_is_replaced_within_two_heartbeats_in_every_phase(
     db: asyncpg.Connection, proxy: Proxy, through: Through, logged: list[Any], step: tuple[bool, str, str]
@@ -146,26 +172,31 @@ async def test_a_call_whose_link_is_cut_meanwhile_is_made_again_and_charged_to_n
     assert await is_untouched(db)
 
 
-@pytest.mark.parametrize(("is_cautious", "sql"), [(False, "outbox.run_batch("), (True, "outbox.recalculate(")])
+@pytest.mark.parametrize("is_cautious", [False, True])
 async def test_a_call_that_goes_on_behind_a_dead_link_is_noticed_when_it_is_done(
-    db: asyncpg.Connection, proxy: Proxy, through: Through, is_cautious: bool, sql: str
+    db: asyncpg.Connection, proxy: Proxy, through: Through, connect: Connect, is_cautious: bool
 ) -> None:
     """While it is at work the server holds its keys: other workers leave them alone, and go on with the rest."""
-    await make_topic(db, "slow", "if v_call = 1 then perform pg_sleep(2); end if;")
+    await make_topic(db, "slow", f"perform pg_advisory_xact_lock_shared({GATE});")
+    gate = await connect("gatekeeper")
+    await gate.execute(f"select pg_advisory_lock({GATE})")
     if is_cautious:
         await vanish(db)
     async with on_duty(through(workers=2)):
         await asleep(db)
-        sprung = trap(proxy, WORKER, sql, REQUEST, lambda link: link.vanish("down"))
         await enqueue(db, "slow", "k")
-        lost = await sprung.sprung()
-        started = time.monotonic()
+        await wait_until_blocked(db, WORKER)
+        lost = await only_unanswered(proxy)
+        lost.vanish("down")
         await enqueue(db, "t", "other")
         await until_empty(db, "t")
+        await asked_about(proxy, 2)
         assert await pending(db, "slow") == ["k"]
+        await gate.execute(f"select pg_advisory_unlock({GATE})")
+        started = time.monotonic()
         await until_empty(db, "slow")
         await replaced(proxy, lost)
-        assert time.monotonic() - started <= 2 + 2 * BEAT_S + LOAD_S
+        assert time.monotonic() - started <= 2 * BEAT_S + LOAD_S
     assert await done(db, "slow") == ["k"]
     assert await is_untouched(db)
 
@@ -189,13 +220,8 @@ async def test_a_claim_that_has_to_wait_is_not_mistaken_for_a_dead_link(
         await asleep(db)
         async with (blocker := await connect("blocker")).transaction():
             await blocker.execute("select outbox.enqueue('t', 'k'); lock table outbox.topic in access exclusive mode")
-            asked = [link for link in proxy.links if link.application_name == WATCH]
             await wait_until_blocked(db, WORKER)
-
-            async def is_asked_about() -> bool:
-                return len([link for link in proxy.links if link.application_name == WATCH]) >= len(asked) + 2
-
-            await eventually(is_asked_about)
+            await asked_about(proxy, 2)
         await until_empty(db)
     assert not events_of(logged, telemetry.SESSION_LOST)
 
