@@ -43,8 +43,10 @@ RUSH = 24
 """And so many rings on end that find a batch in hand: one writer that never pauses waits for nobody, but pays, too."""
 GLANCE_S = 0.005
 """How long to look away after one. It takes the server 0.2 ms, and 2 ms where thousands of keys are locked."""
-MUTE_S = 1.0
-"""How long to mute the bell at most, before writers may ring again; doubles when a crowd that stays is back as soon."""
+MUTE_S = 0.25
+"""How long to mute the bell at first, before writers may ring again."""
+LONGER = 4
+"""So many times as long when the crowd is back as soon."""
 RELISTEN_S = 60.0
 """How long to do without LISTEN on a connection that does not deliver, before trying again."""
 
@@ -310,7 +312,9 @@ class Doorbell:
                 await self._linger(min(linger_s, left_s))
             elif self._activity.is_at_work:  # its events are still to be seen, so we could not fall asleep
                 await self._doze(self._activity.rested())
-            elif await self._fall_asleep(connection):
+            elif self._bell == "silent" and await self._arm(connection):
+                self._alarm.ring()  # for what was written in silence until now
+            elif self._bell != "silent" and await self._fall_asleep(connection):
                 await self._sleep(left_s)
             else:
                 await self._doze(asyncio.sleep(left_s))
@@ -337,7 +341,7 @@ class Doorbell:
         log.debug(telemetry.DOORBELL_DISARMED)
         self._bell, self._rush, self._crowd = "silent", 0, CROWD - 1  # if it is still there then, one glance will do
         now = time.monotonic()
-        self._mute_s = 2 * self._mute_s if now < self._unmuted_at + self._mute_s else MUTE_S
+        self._mute_s = LONGER * self._mute_s if now < self._unmuted_at + self._mute_s else MUTE_S
         self._unmuted_at = now + min(self._mute_s, most_s)
         while (left_s := self._unmuted_at - time.monotonic()) > 0 and not connection.is_closed():
             if (linger_s := self._activity.lingering_s()) <= 0:
@@ -355,17 +359,20 @@ class Doorbell:
             self._doze_s = min(2 * self._doze_s, self._settings.poll_only_interval_s)
             self._alarm.ring()
 
+    async def _arm(self, connection: asyncpg.Connection) -> bool:
+        """Let writers ring from now on; false while silent ones are in flight."""
+        async with self._deadline(connection):
+            state = await connection.fetchval(ARM)
+        self._bell = "silent" if state == "busy" else state
+        if self._bell != "silent":
+            log.debug(telemetry.DOORBELL_ARMED, state=state)
+        return self._bell != "silent"
+
     async def _fall_asleep(self, connection: asyncpg.Connection) -> bool:
         """Arm, then look once more; false when there is something to do after all."""
         self._rung.clear()
-        if self._bell != "armed":
-            async with self._deadline(connection):
-                state = await connection.fetchval(ARM)
-            if state == "busy":
-                self._bell = "silent"
-                return False
-            self._bell = state
-            log.debug(telemetry.DOORBELL_ARMED, state=state)
+        if self._bell != "armed" and not await self._arm(connection):
+            return False
         async with self._deadline(connection):
             look = await one_row(connection, LOOK, self._hints.skipped(time.monotonic()))
         if look["ready"]:

@@ -1,6 +1,7 @@
 """When writers are a crowd, and the bell is muted for them."""
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -15,7 +16,7 @@ from servers import Connect, Rings
 from waiting import eventually, wait_until_blocked
 
 import daemon.doorbell
-from daemon.doorbell import CROWD, IS_COMMIT_QUEUED, RUSH, Activity, Alarm, Doorbell
+from daemon.doorbell import ARM, CROWD, IS_COMMIT_QUEUED, RUSH, Activity, Alarm, Doorbell
 from daemon.embedded import embedded_postgres
 from daemon.hints import Hints
 from daemon.settings import Settings
@@ -194,7 +195,20 @@ async def test_a_crowd_that_stays_is_tried_ever_less_often(settings: Settings) -
         mutes.append(doorbell._mute_s)
     doorbell._unmuted_at -= 60
     await doorbell._mute(AsyncMock(is_closed=lambda: False), 0.0)
-    assert [*mutes, doorbell._mute_s] == [1, 2, 4, 8, 1]
+    assert [*mutes, doorbell._mute_s] == [0.25, 1, 4, 16, 0.25]
+
+
+async def test_after_a_mute_writers_may_ring_before_it_is_known_that_there_is_nothing_to_do(settings: Settings) -> None:
+    """The look below the marks takes long beside a forgotten transaction; a worker looks above them."""
+    alarm, connection = Alarm(), AsyncMock(is_closed=lambda: False)
+    connection.fetchval.return_value = "armed"
+    doorbell = Doorbell(settings, uuid4(), alarm, Activity(linger_s=60), Hints(1))
+    await alarm.wait()
+    watching = asyncio.create_task(doorbell._watch(connection, math.inf))
+    await asyncio.wait_for(alarm.wait(), 10)
+    watching.cancel()
+    connection.fetchval.assert_awaited_once_with(ARM)
+    connection.fetchrow.assert_not_called()
 
 
 @pytest.mark.usefixtures("topic", "any_ring_is_a_crowd")
