@@ -1,10 +1,10 @@
 """What wakes the workers: the armed doorbell, and the poll behind it.
 
-NOTIFY is a hint, the table is the truth. Writers only ring while a daemon is armed; a daemon arms when it is at rest, on
-its LISTEN session, so that losing one loses both, and stays armed while writes wake it one by one. It looks once more
-before it sleeps. But each NOTIFY makes the next one wait for its commit: when writers are seen to wait for each other,
-or none finds it at rest any more, a crowd is at the door, and it disarms for a while, since it finds the next events by
-itself, several at a time. Why no wake-up is lost: design.md, The armed doorbell.
+NOTIFY is a hint, the table is the truth. Writers only ring while a daemon is armed; a daemon arms when it is at rest,
+on its LISTEN session, so that losing one loses both, and stays armed while writes wake it one by one. It looks once
+more before it sleeps. But each NOTIFY makes the next one wait for its commit: when writers are seen to wait for each
+other, or none finds it at rest any more, a crowd is at the door, and it disarms for a while, since it finds the next
+events by itself, several at a time. Why no wake-up is lost: design.md, The armed doorbell.
 """
 
 import asyncio

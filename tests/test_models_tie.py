@@ -59,10 +59,15 @@ def bodies(routine: str) -> list[str]:
 
 
 def named(body: str, names: dict[str, str]) -> list[str]:
-    """Return the names of a body's statements, in their order; statements without a name do not matter to the model."""
-    found = []
+    """Return the names of a body's statements, in their order; statements without a name do not matter to the model.
+
+    An else that does the same in another way is no step of its own.
+    """
+    found: list[str] = []
     for text in re.split(r";|\bthen\b", body):
-        found += [name for name, pattern in names.items() if re.search(pattern, text, re.DOTALL)][:1]
+        name = [name for name, pattern in names.items() if re.search(pattern, text, re.DOTALL)][:1]
+        if not (re.match(r"\s*else\b", text) and name == found[-1:]):
+            found += name
     return found
 
 

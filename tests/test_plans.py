@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 from asyncpg.connection import LoggedQuery
-from engine import LIVE, enqueue, make_topic
+from engine import LIVE, enqueue, make_topic, mutate
 from servers import Connect
 
 from daemon import sample_school
@@ -158,6 +158,18 @@ async def test_a_claim_gathers_few_events_by_the_index_whatever_the_planner_beli
     await add_backlog(db, topic, events=20_000, keys=40)
     await db.execute("delete from outbox.event where event_id <= (select max(event_id) - 9 from outbox.event)")
     assert await fetching(db) == (9, 9)
+
+
+@pytest.mark.parametrize(("pending", "keys", "is_kept"), [(8, 50, True), (9, 50, False), (9, 8, False)])
+async def test_a_plan_is_kept_only_where_few_events_wait(
+    db: asyncpg.Connection, topic: str, pending: int, keys: int, is_kept: bool
+) -> None:
+    """One that was made while the table was all but empty may read every event of the topic, and would be kept, too."""
+    await mutate(db, "claim_keys", "e.key = any (keys) and e.event_id > p_above", "false")
+    await add_backlog(db, topic, events=pending, keys=pending)
+    taken = await claim(db, {topic: {"keys": keys}}, after="", retries_first=False)
+    assert taken is not None
+    assert (taken.event_count == 0) == is_kept
 
 
 async def fetching(db: asyncpg.Connection) -> tuple[int, int]:
