@@ -208,7 +208,7 @@ async def test_after_a_mute_writers_may_ring_before_it_is_known_that_there_is_no
     await asyncio.wait_for(alarm.wait(), 10)
     watching.cancel()
     connection.fetchval.assert_awaited_once_with(ARM)
-    connection.fetchrow.assert_not_called()
+    connection.fetch.assert_not_called()
 
 
 @pytest.mark.usefixtures("topic", "any_ring_is_a_crowd")
