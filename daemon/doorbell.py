@@ -46,7 +46,7 @@ GLANCE_S = 0.005
 MUTE_S = 0.25
 """How long to mute the bell at first, before writers may ring again."""
 LONGER = 4
-"""So many times as long when the crowd is back as soon."""
+"""So many times as long when the crowd is back as soon, up to a heartbeat; else one of hours would count for days."""
 RELISTEN_S = 60.0
 """How long to do without LISTEN on a connection that does not deliver, before trying again."""
 
@@ -342,7 +342,8 @@ class Doorbell:
         log.debug(telemetry.DOORBELL_DISARMED)
         self._bell, self._rush, self._crowd = "silent", 0, CROWD - 1  # if it is still there then, one glance will do
         now = time.monotonic()
-        self._mute_s = LONGER * self._mute_s if now < self._unmuted_at + self._mute_s else MUTE_S
+        longer_s = min(LONGER * self._mute_s, self._settings.heartbeat_s)
+        self._mute_s = longer_s if now < self._unmuted_at + self._mute_s else MUTE_S
         self._unmuted_at = now + min(self._mute_s, most_s)
         while (left_s := self._unmuted_at - time.monotonic()) > 0 and not connection.is_closed():
             if (linger_s := self._activity.lingering_s()) <= 0:

@@ -187,15 +187,16 @@ async def test_who_was_suspected_before_the_session_was_lost_is_not_any_more(
     is_crowd.assert_not_called()
 
 
-async def test_a_crowd_that_stays_is_tried_ever_less_often(settings: Settings) -> None:
+async def test_a_crowd_that_stays_is_tried_ever_less_often_and_forgotten_once_it_is_gone(settings: Settings) -> None:
+    settings = settings.model_copy(update={"heartbeat_s": 10.0})
     doorbell = Doorbell(settings, uuid4(), Alarm(), Activity(linger_s=60), Hints(1))
     mutes = []
-    for _ in range(4):
+    for _ in range(6):
         await doorbell._mute(AsyncMock(is_closed=lambda: False), 0.0)
         mutes.append(doorbell._mute_s)
-    doorbell._unmuted_at -= 60
+    doorbell._unmuted_at -= settings.heartbeat_s
     await doorbell._mute(AsyncMock(is_closed=lambda: False), 0.0)
-    assert [*mutes, doorbell._mute_s] == [0.25, 1, 4, 16, 0.25]
+    assert [*mutes, doorbell._mute_s] == [0.25, 1, 4, *[settings.heartbeat_s] * 3, 0.25]
 
 
 async def test_after_a_mute_writers_may_ring_before_it_is_known_that_there_is_nothing_to_do(settings: Settings) -> None:
