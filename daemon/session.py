@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 
 from daemon import telemetry
-from daemon.database import DATABASE_ERRORS, can_write, close, connect, connection, one_row
+from daemon.database import DATABASE_ERRORS, can_write, close, connect, connection, drop, one_row
 from daemon.errors import DatabaseUnavailable
 from daemon.settings import Settings
 from daemon.sql import statement
@@ -91,7 +91,7 @@ class Session:
             at_work()
             await asyncio.sleep(settings.heartbeat_s)
         log.warning(telemetry.SESSION_LOST, session=self.application_name, pid=self.pid)
-        self.connection.terminate()
+        drop(self.connection)
 
     async def end_lost(self, lost: "Session") -> bool:
         """End a session that was lost to us, if it is still there, so that its locks are free; tell whether it was."""

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
@@ -10,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from servers import Connect
 
-from daemon.database import can_write, connect, each_host
+from daemon.database import CONNECTION_ERRORS, can_write, connect, drop, each_host
 from daemon.errors import DatabaseUnavailable
 from daemon.settings import Settings
 
@@ -101,3 +102,14 @@ async def test_a_session_knows_that_its_server_takes_no_writes_any_more(connect:
     assert can_write(session)
     await session.close()
     assert not can_write(session)
+
+
+async def test_a_connection_dropped_between_two_steps_of_a_query_is_a_lost_connection(connect: Connect) -> None:
+    """And not asyncpg's AttributeError, which would end the daemon."""
+    connected = await connect()
+    querying: Any = asyncio.create_task(connected.fetch("select $1::int", 1))
+    while querying._fut_waiter is None or not querying._fut_waiter.done():
+        await asyncio.sleep(0)
+    drop(connected)
+    with pytest.raises(CONNECTION_ERRORS):
+        await querying

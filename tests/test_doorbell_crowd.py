@@ -16,6 +16,7 @@ from servers import Connect, Rings
 from waiting import eventually, wait_until_blocked
 
 import daemon.doorbell
+from daemon.database import drop
 from daemon.doorbell import ARM, CROWD, IS_COMMIT_QUEUED, RUSH, Activity, Alarm, Doorbell
 from daemon.embedded import embedded_postgres
 from daemon.hints import Hints
@@ -178,7 +179,7 @@ async def test_who_was_suspected_before_the_session_was_lost_is_not_any_more(
         lost = doorbell._listener
         assert lost is not None
         doorbell._suspected.set()
-        lost.connection.terminate()
+        drop(lost.connection)
 
         async def is_asleep_again() -> bool:
             return doorbell._listener is not lost and doorbell.is_asleep
