@@ -46,15 +46,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.mark.parametrize("share", range(SHARES))
 async def test_a_fault_at_any_point_of_a_live_batch_costs_nothing(site: Site, share: int) -> None:
     account = await sweep(site, LIVE, Rotation(share, SHARES))
-    assert not account.failures, "\n".join(account.failures)
-    assert len(account.hits) >= len(account.points) // SHARES
+    assert account.is_good, "\n".join(account.failures) or "no point was hit"
 
 
 @pytest.mark.parametrize("scenario", OTHERS, ids=lambda each: each.name)
 async def test_a_fault_anywhere_else_costs_nothing_either(site: Site, scenario: Scenario) -> None:
     account = await sweep(site, scenario, Rotation(OTHERS.index(scenario) % ONE_IN, ONE_IN))
-    assert not account.failures, "\n".join(account.failures)
-    assert len(account.hits) >= len(account.points) // ONE_IN
+    assert account.is_good, "\n".join(account.failures) or "no point was hit"
 
 
 async def test_the_points_of_a_live_batch_are_all_there(site: Site) -> None:
