@@ -1,7 +1,7 @@
 """TLS to the database: what is accepted, what is refused and with which advice, and what doctor says of it."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,24 @@ def other_authority(authority: Authority) -> Authority:
 def postgres(authority: Authority) -> Iterator[TlsPostgres]:
     with tls_server(authority) as postgres:
         yield postgres
+
+
+@pytest.fixture(autouse=True)
+async def hangs_up(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Close what asyncpg was refused on: over TLS it only begins to, and the end of the test may be sooner."""
+    loop, opened = asyncio.get_running_loop(), list[asyncio.Transport]()
+    connect: Any = loop.create_connection
+
+    async def noted(*arguments: Any, **options: Any) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        transport, protocol = await connect(*arguments, **options)
+        opened.append(transport)
+        return transport, protocol
+
+    monkeypatch.setattr(loop, "create_connection", noted)
+    yield
+    for transport in opened:
+        transport.abort()
+    await asyncio.sleep(0)
 
 
 def settings_for(uri: str) -> Settings:
