@@ -222,11 +222,11 @@ async def test_the_steps_of_a_claim_have_no_limit_whatever_the_session_has(
 ) -> None:
     await record(db, "a")
     worker, blocker = await connect("worker"), await connect("blocker")
-    await worker.execute("set statement_timeout = 1")  # a millisecond
+    await worker.execute("set statement_timeout = 500")  # milliseconds
     async with blocker.transaction():
         await blocker.execute("lock table outbox.topic in access exclusive mode")
         task = asyncio.create_task(next_batch(worker))
-        await until_blocked_in(db, "outbox.claim(")
+        await until_blocked_in(db, "outbox.claim(", for_s=0.6)
     assert await task
 
 
@@ -244,12 +244,15 @@ async def test_a_call_that_was_cut_before_its_time_is_made_again(db: asyncpg.Con
     assert await done(db, "t") == ["a"]
 
 
-async def until_blocked_in(db: asyncpg.Connection, routine: str) -> None:
-    """Wait until the worker's statement, which is of that routine, waits for a lock."""
+async def until_blocked_in(db: asyncpg.Connection, routine: str, *, for_s: float = 0) -> None:
+    """Wait until the worker's statement, which is of that routine and has run for so long, waits for a lock."""
 
     async def is_blocked() -> bool:
-        query = "select query from pg_stat_activity where application_name = 'worker' and wait_event_type = 'Lock'"
-        return routine in (await db.fetchval(query) or "")
+        query = (
+            "select query from pg_stat_activity where application_name = 'worker' and wait_event_type = 'Lock'"
+            " and clock_timestamp() - query_start >= make_interval(secs => $1)"
+        )
+        return routine in (await db.fetchval(query, for_s) or "")
 
     await eventually(is_blocked)
 

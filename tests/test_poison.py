@@ -432,7 +432,11 @@ async def test_a_key_for_which_the_kernel_kills_a_backend_is_dead_in_the_end_and
             row = (await failures(db))[BAD]
             assert (row["sqlstate"], row["attempts"]) == ("RC006", 2)
             assert (await done(db, "killer"), await done(db, "slow")) == (REST, ["innocent"])
-            assert await db.fetchval("select array_agg(key) from outbox.suspect") == [BAD]
+            suspects = await db.fetch("select key, crash_count from outbox.suspect")
+            crashes = {row["key"]: row["crash_count"] for row in suspects}
+            assert crashes.pop(BAD) > 1
+            # A worker that takes long to reconnect suspects its whole batch, though the other has run some of it since.
+            assert set(crashes.values()) <= {1}
 
 
 @pytest.mark.own_server
