@@ -108,8 +108,9 @@ async def test_a_connection_dropped_between_two_steps_of_a_query_is_a_lost_conne
     """And not asyncpg's AttributeError, which would end the daemon."""
     connected = await connect()
     querying: Any = asyncio.create_task(connected.fetch("select $1::int", 1))
-    while querying._fut_waiter is None or not querying._fut_waiter.done():  # noqa: ASYNC110  # this very turn of the loop
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while querying._fut_waiter is None or not querying._fut_waiter.done():  # noqa: ASYNC110  # this very turn
+            await asyncio.sleep(0)
     drop(connected)
     with pytest.raises(CONNECTION_ERRORS):
         await querying
