@@ -10,7 +10,7 @@ from functools import cached_property
 
 from benchmarks.figures import Series
 from benchmarks.rivals import QUEUES
-from benchmarks.rivals.system import RECALCD, System
+from benchmarks.rivals.system import System
 
 Case = tuple[str, int]
 """How the pupils of a backlog are drawn, and its events."""
@@ -61,7 +61,7 @@ def is_job_by_job(system: System) -> bool:
 
 def measured_on(system: System, case: Case) -> Case:
     """Return the backlog by which a contestant is measured: that one, or one that stands for it."""
-    if system is RECALCD:
+    if system.coalesces:
         return case
     if system.dedupes or system not in QUEUES:
         return ALL_PUPILS
@@ -83,9 +83,9 @@ def outcome(system: System, case: Case, backlogs: Mapping[Case, Backlog], speeds
         true = [first / dirty + to_true / clean for dirty, clean in pairs]
     elif system.dedupes:  # the same pupils are all that there is to do
         empty = true = [backlog.pupils / (speed * stand_in.pupils / stand_in.events) for speed in measured.values]
-    elif system in QUEUES:
+    elif system in QUEUES and not system.coalesces:
         empty = [backlog.events / speed for speed in measured.values]
         true = [backlog.until_true / speed for speed in measured.values]
-    else:  # all of the school, whatever the backlog; for recalcd it is the backlog itself
+    else:  # all of the school, whatever the backlog; for who coalesces it is the backlog itself
         empty = true = [stand_in.events / max(speed, 1e-9) for speed in measured.values]
     return Outcome(Series.of("events/s", (backlog.events / seconds for seconds in empty)), Series.of("s", true))

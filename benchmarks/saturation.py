@@ -188,7 +188,8 @@ def _outcome(
 
 
 def _limit_s(system: System) -> float:
-    return LIMIT_S if system in QUEUES and (system.calls_each or not system.dedupes) else LONG_LIMIT_S
+    is_slow = system in QUEUES and not system.coalesces and (system.calls_each or not system.dedupes)
+    return LIMIT_S if is_slow else LONG_LIMIT_S
 
 
 async def worked_off(ground: Contest, system: System, backlog: Backlog, *, within_s: float) -> Drain:

@@ -44,7 +44,8 @@ class Outcome:
 
 async def measure(bench: Bench) -> Part:
     """Write as fast as so many clients can, while each contestant works, in turns; under both commit settings."""
-    rivals = [queue for queue in QUEUES if queue.calls_each]  # whose handlers take batches, their writers do the same
+    # Writers do the same whether or not pg-boss has a handler of batches.
+    rivals = [queue for queue in QUEUES if queue.calls_each or queue.coalesces]
     systems = [PLAIN, SILENT, BELL, NOTIFYING, *available((*rivals, plain.IN_THE_TRANSACTION), bench.beside)]
     students = bench.scaled(STUDENTS, least=100)
     async with contest(bench, systems, students) as ground:

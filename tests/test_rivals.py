@@ -9,7 +9,7 @@ import pytest
 from waiting import eventually
 
 from benchmarks.bench import SERVER_SETTINGS, Bench
-from benchmarks.rivals import SYSTEMS
+from benchmarks.rivals import SYSTEMS, can_run
 from benchmarks.rivals.contest import Contest, TooSlow, contest
 from benchmarks.rivals.system import HOW_TO_INSTALL, System, is_installed
 from daemon.embedded import EmbeddedPostgres, embedded_postgres
@@ -57,6 +57,8 @@ async def turn_of(system: System, server: EmbeddedPostgres) -> AsyncIterator[Con
 async def test_every_system_works_off_two_hundred_events_and_leaves_true_reports(
     system: System, server: EmbeddedPostgres
 ) -> None:
+    if not can_run(system):
+        pytest.skip(f"{system.name}: benchmarks/rivals/install could not bring {system.needs}")
     async with turn_of(system, server) as ground:
         async with ground.working(system):
             for _ in range(2):

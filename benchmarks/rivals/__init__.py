@@ -1,10 +1,11 @@
 """What a user would pick instead of recalcd, each as its documentation recommends it; see `system` and `install`."""
 
+import re
 from collections.abc import Sequence
 
 import click
 
-from benchmarks.rivals import awa, chancy, graphile_worker, pg_boss, pgqueuer, plain, procrastinate
+from benchmarks.rivals import awa, chancy, graphile_worker, pg_boss, pgq, pgqueuer, plain, procrastinate
 from benchmarks.rivals.system import HOW_TO_INSTALL, RECALCD, System, is_installed
 
 QUEUES: tuple[System, ...] = (
@@ -21,8 +22,9 @@ QUEUES: tuple[System, ...] = (
     pg_boss.BATCH,
     pg_boss.DEDUPED_BATCH,
     awa.PLAIN,
+    pgq.COALESCING,
 )
-"""Job queues; each needs benchmarks/rivals/install."""
+"""Queues; each needs benchmarks/rivals/install."""
 
 SYSTEMS: tuple[System, ...] = (
     RECALCD,
@@ -39,8 +41,13 @@ def available(systems: Sequence[System], beside: Sequence[str] = ()) -> tuple[Sy
     return tuple(
         system
         for system in systems
-        if (is_installed() or system not in QUEUES) and (not beside or any(_is_called(system, name) for name in beside))
+        if can_run(system) and (not beside or any(_is_called(system, name) for name in beside))
     )
+
+
+def can_run(system: System) -> bool:
+    """Return whether benchmarks/rivals/install has brought all that a contestant needs."""
+    return system not in QUEUES or (is_installed() and (system.needs is None or system.needs.exists()))
 
 
 def require(beside: Sequence[str]) -> None:
@@ -56,4 +63,5 @@ def require(beside: Sequence[str]) -> None:
 
 
 def _is_called(system: System, name: str) -> bool:
-    return name.lower() in system.name.lower()
+    """Return whether the name is some of the words of the contestant's."""
+    return re.search(rf"\b{re.escape(name)}\b", system.name, re.IGNORECASE) is not None

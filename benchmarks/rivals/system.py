@@ -51,9 +51,11 @@ class System:
     clear: str = ""
     """SQL: forget all jobs, the finished ones included."""
     setup: tuple[tuple[str, ...], ...] = ()
-    """Commands that create the schema, once a database..."""
+    """Commands that create the schema, once a database."""
+    needs: Path | None = None
+    """A file that benchmarks/rivals/install can not bring everywhere."""
     starts_over: bool = False
-    """...or once a turn, `clear` having dropped it."""
+    """Whether that is done once a turn, `clear` having dropped it."""
     jobs: tuple[str, ...] = ()
     """The tables whose rows the planner should have counted after a bulk; none: the one that `left` reads."""
     schema: str = ""
@@ -77,6 +79,8 @@ class System:
     """Whether a call of the procedure is of one pupil."""
     dedupes: bool = False
     """Whether an enqueue may find that another event's job will do."""
+    coalesces: bool = False
+    """Whether whoever works recalculates a pupil once for all events at hand."""
 
     @property
     def has_daemon(self) -> bool:
@@ -130,6 +134,8 @@ RECALCD = System(
     enqueue_all=f"insert into outbox.event (topic, key, reason) select 'reports.student', b.key, 'bench' from {ALL}",
     left="from outbox.event",
     clear="truncate outbox.event, outbox.failure, outbox.batch, outbox.daemon",
+    calls_each=False,
+    coalesces=True,
 )
 
 

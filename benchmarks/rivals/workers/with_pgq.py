@@ -1,0 +1,60 @@
+"""PgQ's side of the contest: its ticker, and one consumer."""
+
+import asyncio
+import os
+
+import asyncpg
+import uvloop
+
+CONNECTIONS = int(os.environ["CONNECTIONS"])
+DATABASE_URL = os.environ["DATABASE_URL"]
+QUEUE = os.environ["QUEUE"]
+TICK_S = float(os.environ["TICK_S"])
+CHUNK = 500
+"""Pupils a call."""
+
+NEXT_BATCH = "select pgq.next_batch($1, 'recalculate')"
+PUPILS = "select array_agg(distinct e.ev_data) from pgq.get_batch_events($1) as e"
+FINISH = "select pgq.finish_batch($1)"
+CALL = "call reports.recalculate_students($1::text[], null)"
+
+
+async def main() -> None:
+    """Tick and consume; end when either fails."""
+    ticking, consuming, *helping = [await asyncpg.connect(DATABASE_URL) for _ in range(1 + CONNECTIONS)]
+    ticked = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(tick(ticking, ticked))
+        group.create_task(consume(consuming, helping, ticked))
+
+
+async def tick(connection: asyncpg.Connection, ticked: asyncio.Event) -> None:
+    """Do what pgqd does."""
+    while True:
+        if await connection.fetchval("select pgq.ticker($1)", QUEUE):
+            ticked.set()
+        await asyncio.sleep(TICK_S)
+
+
+async def consume(connection: asyncpg.Connection, helping: list[asyncpg.Connection], ticked: asyncio.Event) -> None:
+    """Take batch after batch, each in a transaction, with what others help to recalculate committed before."""
+    while True:
+        ticked.clear()
+        async with connection.transaction():
+            batch = await connection.fetchval(NEXT_BATCH, QUEUE)
+            if batch is not None:
+                pupils = await connection.fetchval(PUPILS, batch) or []
+                chunks = iter([pupils[first : first + CHUNK] for first in range(0, len(pupils), CHUNK)])
+                await asyncio.gather(*(recalculate(each, chunks) for each in (connection, *helping)))
+                await connection.execute(FINISH, batch)
+        if batch is None:
+            await ticked.wait()
+
+
+async def recalculate(connection: asyncpg.Connection, chunks) -> None:
+    """Take one chunk after the other."""
+    for chunk in chunks:
+        await connection.fetchval(CALL, chunk)
+
+
+uvloop.run(main())
