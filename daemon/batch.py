@@ -37,6 +37,10 @@ Kind = Literal["live", "replay", "backfill", "repair"]
 Witness = Callable[[Claim], Awaitable[None]]
 
 
+def _tell_nobody(_: Claim) -> None:
+    """Keep a claim to ourselves."""
+
+
 class CallFailed(Exception):
     """The recalculation itself failed, not the claim or the commit around it. The cause is the database's error."""
 
@@ -77,6 +81,8 @@ class Recalculation:
     keep_history: bool
     witness: Witness | None = None
     """Told of every claim before its keys are recalculated; its errors end the batch."""
+    claimed: Callable[[Claim], None] = _tell_nobody
+    """Told of every claim while its keys are recalculated, at the latest."""
 
     async def next_batch(
         self,
@@ -111,6 +117,7 @@ class Recalculation:
     async def _run(self, connection: asyncpg.Connection, claim: Claim) -> Batch:
         if not claim.keys:
             return Batch(claim, changed_keys=[], recalculate_ms=0.0)
+        self.claimed(claim)
         if self.witness:
             await self.witness(claim)
         batch = await self.call(connection, claim)

@@ -28,8 +28,7 @@ MOST_OF_IT = 0.9
 class _Call:
     """A call that the server is making, or has made."""
 
-    claim: str
-    """What it has claimed, as JSON."""
+    claim: Claim
     began_at: float
     ended_at: float | None = None
 
@@ -38,7 +37,7 @@ class OneStatement:
     """Runs batches on a session; a session that it can't leave as it was, it closes."""
 
     def __init__(self, recalculation: Recalculation, connection: asyncpg.Connection) -> None:
-        """Take how batches are run, and on what; nobody is told of a claim but by its failure."""
+        """Take how batches are run, and on what; no witness is asked, since nobody can hold up what is under way."""
         self._recalculation = recalculation
         self._connection = connection
         self._limit_s = 0
@@ -101,7 +100,7 @@ class OneStatement:
                 raise
             limit_s, self._limit_s = self._limit_s, 0  # what follows goes step by step, and has limits of its own
             await self._tidy()
-            claim, is_over = Claim.from_json(self._call.claim), self._call.ended_at is not None
+            claim, is_over = self._call.claim, self._call.ended_at is not None
             took_s = (self._call.ended_at or time.perf_counter()) - self._call.began_at
             how.span(claim).ended(claim.started_at, took_s, None if is_over else error)
             if is_over and spares_keys(error):
@@ -112,7 +111,8 @@ class OneStatement:
 
     def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
         if message.sqlstate == PROGRESS and message.detail:
-            self._call = _Call(message.detail, time.perf_counter())
+            self._call = _Call(Claim.from_json(message.detail), time.perf_counter())
+            self._recalculation.claimed(self._call.claim)
         elif message.sqlstate == PROGRESS and self._call:
             self._call.ended_at = time.perf_counter()
 

@@ -66,7 +66,9 @@ class Worker:
     def __init__(self, shared: Shared) -> None:
         """Connect at the first batch."""
         self._shared = shared
-        self._recalculation = Recalculation(shared.daemon_id, "live", keep_history=shared.settings.history_days > 0)
+        self._recalculation = Recalculation(
+            shared.daemon_id, "live", keep_history=shared.settings.history_days > 0, claimed=self._call_for_help
+        )
         self._session: Session | None = None
         self._at_once: OneStatement | None = None
         """What runs batches in one statement; None where that can't be."""
@@ -306,8 +308,11 @@ class Worker:
             hints.swept(claim.topic, claim.head_event_id, time.monotonic(), is_full=claim.is_full)
         if not claim.suspects:
             hints.took(claim.topic, len(claim.keys), seconds, is_full=claim.is_full)
+
+    def _call_for_help(self, claim: Claim) -> None:
+        """Wake another worker when there is more than a batch, at once: it need not wait for the end of this one."""
         if claim.is_full:
-            self._shared.alarm.ring()  # there is more: another worker may help
+            self._shared.alarm.ring()
 
     def _report(self, outcome: Outcome) -> None:
         self._shared.activity.stir()

@@ -25,7 +25,7 @@ from engine import (
     until_empty,
 )
 from servers import Connect
-from waiting import eventually, wait_until_blocked
+from waiting import TIMEOUT_S, eventually, wait_until_blocked
 
 from daemon import telemetry
 from daemon.doorbell import Activity, Alarm
@@ -241,3 +241,27 @@ async def test_what_lies_below_the_mark_of_a_topic_does_not_wait_for_the_busy_on
         await worker._turn()
     await worker._disconnect()
     assert await done(db, "quiet") == ["first", "given back by another daemon"]
+
+
+@pytest.mark.parametrize("is_cautious", [False, True])  # the steps of a batch at once, or one by one
+@pytest.mark.parametrize(("key_count", "is_full"), [(25, True), (9, False)])
+async def test_a_full_batch_wakes_another_worker_while_it_is_recalculated(
+    db: asyncpg.Connection, connect: Connect, settings: Settings, is_cautious: bool, key_count: int, is_full: bool
+) -> None:
+    await make_topic(db, "t", f"perform pg_advisory_xact_lock({GATE});", batch_keys=10)
+    await enqueue(db, "t", *numbered(key_count))
+    gate = await connect("gatekeeper")
+    await gate.execute(f"select pg_advisory_lock({GATE})")
+    alarm = Alarm()
+    await alarm.wait()  # it starts rung
+    forgetful = settings.model_copy(update={"history_days": 0})  # no housekeeper makes partitions here
+    shared = Shared(forgetful, uuid4(), alarm, Activity(0), Hints(1), asyncio.Event(), is_cautious=is_cautious)
+    worker = Worker(shared)
+    turn = asyncio.create_task(worker._turn())
+    if is_full:
+        async with asyncio.timeout(TIMEOUT_S):
+            await alarm.wait()  # nobody has opened the gate
+    await gate.execute(f"select pg_advisory_unlock({GATE})")
+    assert await turn
+    assert alarm._rings.empty()
+    await worker._disconnect()
