@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from engine import LIVE, impatient, make_ledger, record, run_at_once
-from test_models import SHIPPED, Claiming, claiming, explore, is_stale
+from test_models import IN_A_BACKLOG, SHIPPED
 
 from daemon.batch import NO_LIMIT, RECALCULATE, SETTLE, TIDY_SESSION, UNLOCK_SESSION
 from daemon.claim import CLAIM
@@ -25,8 +25,10 @@ Step = tuple[str, ...]
 
 MODEL: dict[str, Step] = {
     "look": ("snap", "look"),
+    "let go": ("let go",),
     "try lock": ("try lock",),
     "take": ("snap", "take"),
+    "take at once": ("snap", "take at once"),
     "recalculate": ("snap", "read", "write"),
     "commit": ("commit",),
 }
@@ -34,7 +36,9 @@ MODEL: dict[str, Step] = {
 
 CLAIM_STATEMENTS = {
     "take": r"select e\.ctid from outbox\.event as e\s.*for update skip locked",
-    "look": r"from outbox\.event as e\s.*for update skip locked",
+    "look": r"from outbox\.event as e\s.*for update skip locked|from outbox\.look_at_head\(",
+    "let go": r"raise exception using errcode = 'RC019'",
+    "take at once": r"delete from outbox\.event as e\s.*and e\.key = any \(p_keys\)|from outbox\.take_events\(",
     "claim keys": r"from outbox\.claim_keys\(",
     "try lock": r"where pg_try_advisory_xact_lock\(outbox\.key_lock_id\(",
 }
@@ -113,13 +117,20 @@ async def statements_of_a_batch_at_once(db: asyncpg.Connection) -> list[str]:
     return [*named(body, BATCH_STATEMENTS), "commit"]
 
 
-def program_of(statements: list[str]) -> tuple[str, ...]:
+def program_of(statements: list[str], *, is_backlog: bool) -> tuple[str, ...]:
     """Return the steps of the model that a batch's statements are."""
-    (claim,), (claim_keys,) = bodies("outbox.claim"), bodies("outbox.claim_keys")
-    inner = {"claim": named(claim, CLAIM_STATEMENTS), "claim keys": named(claim_keys, CLAIM_STATEMENTS), "settle": []}
-    for whole in ("claim", "claim keys", "settle"):
-        statements = [part for each in statements for part in (inner[whole] if each == whole else [each])]
-    return tuple(step for each in statements for step in MODEL[each])
+    claim, claim_keys, look, take = (
+        named(body, CLAIM_STATEMENTS)
+        for routine in ("claim", "claim_keys", "look_at_head", "take_events")
+        for body in bodies(f"outbox.{routine}")
+    )
+    assert (look, take) == (["look"], ["take at once"])
+    assert claim == ["look", "let go", "look", "claim keys"]  # in a backlog; else
+    assert claim_keys == ["try lock", "take at once", "take"]  # in a backlog; else, or where that waits too long
+    taken = ["look", "let go", "try lock", "take at once"] if is_backlog else ["look", "try lock", "take"]
+    inner = {"claim": taken, "settle": []}
+    parts = [part for each in statements for part in inner.get(each, [each])]
+    return tuple(step for each in parts for step in MODEL[each])
 
 
 @pytest.mark.parametrize("statements", [statements_of_a_batch, statements_of_a_batch_at_once])
@@ -128,9 +139,9 @@ async def test_the_model_of_the_claim_has_the_steps_that_a_batch_has(
 ) -> None:
     await make_ledger(db)
     await record(db, "k")
-    program = program_of(await statements(db))
-    assert program == SHIPPED
-    assert explore(Claiming(), claiming(program), is_stale) == 0
+    sent = await statements(db)
+    assert program_of(sent, is_backlog=False) == SHIPPED
+    assert program_of(sent, is_backlog=True) == IN_A_BACKLOG
 
 
 def test_the_shipped_recalculation_locks_in_a_statement_before_the_one_that_reads_and_writes() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import asyncpg
 import pytest
@@ -268,13 +268,43 @@ async def test_an_event_row_that_somebody_locks_is_left_and_does_not_block(
     assert await pending(db) == ["7"]
 
 
-async def test_a_claim_keeps_the_limits_of_its_topic_for_its_transaction_only(db: asyncpg.Connection) -> None:
+async def test_in_a_backlog_too_an_event_row_that_somebody_locks_is_left_and_does_not_block_for_long(
+    db: asyncpg.Connection, connect: Connect
+) -> None:
+    await enqueue(db, T, "7", "7", "8", "9")
+    other = await connect()
+    async with other.transaction():
+        await other.fetch("select from outbox.event order by event_id limit 1 for update")
+        taken = await take(db, keys=2, backlog=True)
+        assert taken is not None
+        assert (taken.keys, taken.event_count, taken.is_full) == (["7", "8"], 2, True)
+        assert await pending(db) == ["7", "9"]
+    assert keys_of(await take(db, backlog=True)) == ["7", "9"]
+
+
+@pytest.mark.parametrize("is_backlog", [False, True])
+async def test_in_a_backlog_nobody_has_to_wait_for_a_look_at_a_busy_keys_events(
+    db: asyncpg.Connection, connect: Connect, is_backlog: bool
+) -> None:
+    await enqueue(db, T, "busy", "a")
+    other = await connect()
+    async with other.transaction(), db.transaction():
+        await other.execute("select outbox.lock_keys('t', array['busy'])")
+        assert keys_of(await claim(db, {T: {"backlog": is_backlog}}, after="", retries_first=False)) == ["a"]
+        with nullcontext() if is_backlog else pytest.raises(asyncpg.LockNotAvailableError):
+            await other.fetch("select from outbox.event where key = 'busy' for update nowait")
+
+
+@pytest.mark.parametrize("hints", [{}, {"keys": 1, "backlog": True}])
+async def test_a_claim_keeps_the_limits_of_its_topic_for_its_transaction_only(
+    db: asyncpg.Connection, hints: dict[str, object]
+) -> None:
     await db.execute("select outbox.set_topic('t', p_statement_timeout_s => 7)")
     await enqueue(db, T, "7")
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "jit")
     before = [await db.fetchval(f"show {name}") for name in names]
     async with db.transaction():
-        await claim(db, {}, after="", retries_first=False)
+        assert await claim(db, {T: hints}, after="", retries_first=False)
         assert [await db.fetchval(f"show {name}") for name in names] == ["7s", "3500ms", "30s", "off"]
     assert [await db.fetchval(f"show {name}") for name in names] == before
 
@@ -305,7 +335,11 @@ async def test_a_backlog_is_never_read_by_a_sequential_scan(db: asyncpg.Connecti
 
 async def test_hints_are_json_of_what_the_daemon_remembers(db: asyncpg.Connection) -> None:
     await enqueue(db, T, "7")
-    for hints in ("{}", json.dumps({T: {}}), json.dumps({T: {"above": None, "keys": None, "skip": None}})):
+    for hints in (
+        "{}",
+        json.dumps({T: {}}),
+        json.dumps({T: {"above": None, "keys": None, "skip": None, "backlog": None}}),
+    ):
         async with db.transaction():
             row = await db.fetchrow("select * from outbox.claim($1)", hints)
             assert row is not None

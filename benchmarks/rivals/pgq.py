@@ -6,9 +6,9 @@ its events, by two connections, so that it coalesces as recalcd does. There can 
 queue's consumer takes one batch after the other.
 
 By its documentation: `insert_event` for the writer, an INSERT into current_event_table() for a bulk. A batch goes from
-tick to tick: there is one every 10 ms, the shortest period but one that PgQue's documentation has ("three latencies"; as
-shipped, 100 ms there, and a second here), whether or not there are new events (ticker_idle_period): as the ticker counts
-them by a sequence, it takes those of a transaction in flight for seen. No NOTIFY is needed: the ticker tells the
+tick to tick. There is one every 10 ms, the shortest period but one in PgQue's documentation ("three latencies"; as
+shipped, 100 ms there, a second here), whether or not there are new events (ticker_idle_period): the ticker counts
+them by a sequence, and so takes those of a transaction in flight for seen. No NOTIFY is needed: the ticker tells the
 consumer, which lives in the same process. The events' table is not rotated: that is due every two hours. The flavour
 without C, which is all that a managed Postgres lets one install.
 """

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
 
 import asyncpg
 import uvloop
@@ -51,7 +52,7 @@ async def consume(connection: asyncpg.Connection, helping: list[asyncpg.Connecti
             await ticked.wait()
 
 
-async def recalculate(connection: asyncpg.Connection, chunks) -> None:
+async def recalculate(connection: asyncpg.Connection, chunks: Iterator[list[str]]) -> None:
     """Take one chunk after the other."""
     for chunk in chunks:
         await connection.fetchval(CALL, chunk)

@@ -1,11 +1,13 @@
 -- Take the next batch: look at the head of the queue of each topic in turn, and take the keys found there. The first
 -- statement of a daemon's transaction; outbox.recalculate, outbox.settle and the commit follow, as in outbox.run_batch.
---   Locks    the head's event rows and due failure rows, skip locked; then as outbox.claim_keys. Never waits.
+--   Locks    the head's event rows and due failure rows, skip locked; then as outbox.claim_keys. In a backlog the head's
+--            rows are let go before that, as outbox.take_events of another session waits for them.
 --   Needs    read committed.
 --   Takes    p_hints: what this daemon remembers, per topic; only hints, {} is always right:
---                {"reports.student": {"above": 1234, "keys": 500, "skip": false}}
+--                {"reports.student": {"above": 1234, "keys": 500, "skip": false, "backlog": true}}
 --                above: look only at later events, since the start of the index may be full of dead rows.
 --                keys: most keys of the batch; with '' for the topic, of any topic's.  skip: leave the topic alone.
+--                backlog: the last batch was full.
 --                limited, with '' for the topic: take nothing of a topic whose limit is not the session's statement_timeout.
 --            p_after: the topic served last; the turn goes to the one behind it.
 --            p_retries_first: due failures before new events, or the other way round. They never share a batch, so
@@ -46,20 +48,18 @@ begin
         v_limit := least(v_topic.batch_keys, (p_hints -> v_topic.topic ->> 'keys')::integer, (p_hints -> '' ->> 'keys')::integer);
         v_above := coalesce((p_hints -> v_topic.topic ->> 'above')::bigint, 0);
 
-        with head as (
-            select e.key, e.event_id from outbox.event as e
-            where e.topic = v_topic.topic and e.event_id > v_above
-            order by e.event_id
-            limit v_limit
-            for update skip locked
-        ), by_key as (
-            select h.key, min(h.event_id) as first, max(h.event_id) as last, count(*) as event_count
-            from head as h
-            group by h.key
-        )
-        select coalesce(array_agg(k.key), '{}'), array_agg(k.first), max(k.last), sum(k.event_count) = v_limit
-        into v_head, v_head_first, head_event_id, is_full
-        from by_key as k;
+        if (p_hints -> v_topic.topic ->> 'backlog')::boolean then
+            begin
+                select h.keys, h.first_event_ids, h.last_event_id, h.is_full into v_head, v_head_first, head_event_id, is_full
+                from outbox.look_at_head(v_topic.topic, v_above, v_limit) as h;
+                raise exception using errcode = 'RC019';  -- what was read stays
+            exception when sqlstate 'RC019' then
+                null;
+            end;
+        else
+            select h.keys, h.first_event_ids, h.last_event_id, h.is_full into v_head, v_head_first, head_event_id, is_full
+            from outbox.look_at_head(v_topic.topic, v_above, v_limit) as h;
+        end if;
         v_due := array(
             select f.key from outbox.failure as f
             where f.topic = v_topic.topic and f.state = 'retrying' and f.next_attempt_at <= clock_timestamp()

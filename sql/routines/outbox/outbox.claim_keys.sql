@@ -1,7 +1,7 @@
 -- Take keys: lock them, then take every visible event of theirs out of the outbox. What is taken commits with the
 -- recalculation that follows in the same transaction, or comes back when that rolls back.
---   Locks    the keys' advisory locks, tried in sorted order and never waited for; then the event rows, skip locked.
---            Events of a locked key are only ever taken by the holder of its lock.
+--   Locks    the keys' advisory locks, tried in sorted order and never waited for; then the event rows, skip locked, or in
+--            a backlog as outbox.take_events. Events of a locked key are only ever taken by the holder of its lock.
 --   Needs    read committed. Each step is a statement of its own with a younger snapshot; the recalculation must be a
 --            later statement still. Otherwise an older result may overwrite a newer one, for ever.
 --   Takes    p_keys: distinct. p_above: leave events up to this id for a later sweep.
@@ -57,6 +57,16 @@ begin
         keys := array(select u.key from unnest(v_locked) as u (key) where u.key <> all (v_deferred));
     end if;
     started_at := clock_timestamp();
+    if current_setting('enable_bitmapscan')::boolean then  -- by outbox.claim, in a backlog
+        begin
+            select t.event_count, t.oldest_event_at, t.reasons, t.traceparent
+            into event_count, oldest_event_at, reasons, traceparent
+            from outbox.take_events(p_topic, keys, p_above) as t;
+            return;
+        exception when lock_not_available or deadlock_detected then
+            null;
+        end;
+    end if;
     if cardinality(keys) <= 8 and not current_setting('enable_bitmapscan')::boolean then
         -- Few events wait, or outbox.claim would allow bitmaps: no plan can read many, and making one takes longer than
         -- the fetch. For few keys, since a plan by the primary key compares each event with all of them.
