@@ -100,7 +100,7 @@ GROUPS = {"growth": tuple(growth.AXES), "all": (*PARTS, *AT_LENGTH)}
     "--beside",
     metavar="NAME",
     multiple=True,
-    help="Only rivals whose name contains this, in any case; may be repeated.",
+    help="Only rivals whose name has these words, in any case; may be repeated.",
 )
 @click.option(
     "--plots",

@@ -54,7 +54,7 @@ class Bench:
     scale: float
     """Of all sizes; 1 is what the targets speak of."""
     beside: tuple[str, ...] = ()
-    """Parts of the names of the rivals to measure; none: all."""
+    """Words of the names of the rivals to measure; none: all."""
 
     def scaled(self, size: int, *, least: int = 1) -> int:
         """Return a size as this run has it."""

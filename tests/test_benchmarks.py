@@ -16,7 +16,7 @@ from benchmarks import growth, hands, machine, pace, plot, rivals
 from benchmarks.__main__ import AT_LENGTH, PARTS, _keep, _parts, _run
 from benchmarks.figures import Part, Report, Row, Series, Verdict, interleaved
 from benchmarks.process import DaemonFailed
-from benchmarks.rivals import graphile_worker, plain
+from benchmarks.rivals import graphile_worker, pgq, plain
 from benchmarks.rivals.system import RECALCD
 
 MACHINE = {"cpu": "a processor", "cores": "2", "memory": "8 GB", "postgres": "18.4"}
@@ -101,6 +101,13 @@ def test_a_rival_that_is_unknown_is_refused_with_the_names_there_are() -> None:
     assert rivals.available(rivals.SYSTEMS, ["VIEW"]) == (rivals.plain.MATERIALIZED_VIEW,)
 
 
+def test_rivals_are_chosen_by_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rivals, "can_run", lambda _: True)
+    assert rivals.available(rivals.SYSTEMS, ["pgq"]) == (pgq.COALESCING,)
+    chosen = [each.name for each in rivals.available(rivals.SYSTEMS, ["PgQueuer"])]
+    assert chosen == ["PgQueuer", "PgQueuer, dedupe_key"]
+
+
 def test_a_queue_is_tried_once_with_each_number_of_hands_and_first_with_its_own() -> None:
     tried = [(each.processes, each.connections) for each in hands.variants(graphile_worker.PLAIN)]
     assert tried[0] == (graphile_worker.PLAIN.processes, graphile_worker.PLAIN.connections)
@@ -146,9 +153,10 @@ def test_a_queue_with_a_job_a_pupil_takes_as_long_whatever_the_events() -> None:
     assert found.events_per_s.median == pytest.approx(200 / (2 / pupils_per_s))
 
 
-def test_who_does_everything_again_takes_as_long_for_any_backlog_and_recalcd_what_it_took() -> None:
+def test_who_does_everything_again_takes_as_long_for_any_backlog_and_who_coalesces_what_it_took() -> None:
     case = ("uniform", 1_000_000)
     again = pace.outcome(plain.RECOMPUTE_ALL, case, BACKLOGS, {pace.ALL_PUPILS: series(50)})
     assert again.true_after.median == pytest.approx(100 / 50)
-    mine = pace.outcome(RECALCD, case, BACKLOGS, {case: series(400)})
-    assert (mine.events_per_s.median, mine.true_after.median) == (400, 0.5)
+    for system in (RECALCD, pgq.COALESCING):
+        own = pace.outcome(system, case, BACKLOGS, {case: series(400)})
+        assert (own.events_per_s.median, own.true_after.median) == (400, 0.5)
