@@ -1,7 +1,8 @@
 -- Take the next batch: look at the head of the queue of each topic in turn, and take the keys found there. The first
 -- statement of a daemon's transaction; outbox.recalculate, outbox.settle and the commit follow, as in outbox.run_batch.
 --   Locks    the head's event rows and due failure rows, skip locked; then as outbox.claim_keys. In a backlog the head's
---            rows are let go before that, as outbox.take_events of another session waits for them.
+--            rows are let go before that, as outbox.take_events of another session waits for them. (So a key whose events
+--            somebody was quick to take meanwhile may be among the keys without any: it is recalculated once more.)
 --   Needs    read committed.
 --   Takes    p_hints: what this daemon remembers, per topic; only hints, {} is always right:
 --                {"reports.student": {"above": 1234, "keys": 500, "skip": false, "backlog": true}}
