@@ -1,4 +1,4 @@
-"""outbox.claim and outbox.claim_keys: what a batch takes, what it leaves, and that it never waits."""
+"""outbox.claim and outbox.claim_keys: what a batch takes, what it leaves, and that nobody holds it up."""
 
 import asyncio
 import json

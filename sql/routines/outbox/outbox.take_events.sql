@@ -3,7 +3,8 @@
 --            backlog, and it waits for nobody; so whoever holds up this one for longer is somebody else.
 --   Needs    the keys' locks, as outbox.claim_keys has them; read committed, and a statement of its own.
 --   Returns  as outbox.claim_keys.
---   Errors   55P03 somebody has locked one of the rows: take those that are free.
+--   Errors   55P03, or 40P01 where deadlock_timeout is shorter: somebody keeps one of the rows locked for more than 20 ms. Take
+--            those that are free.
 create or replace function outbox.take_events(
     p_topic text, p_keys text[], p_above bigint,
     out event_count bigint, out oldest_event_at timestamptz, out reasons text[], out traceparent text
