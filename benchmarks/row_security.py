@@ -82,7 +82,7 @@ async def _school(bench: Bench, *, is_on: bool) -> AsyncIterator[str]:
 
 async def _pretend(connection: asyncpg.Connection, who: str) -> list[str]:
     """Become somebody of the school; return the pupils whom they ask for."""
-    groups = await connection.fetch("select group_id from school.class_group order by group_id limit 2")
+    groups = await connection.fetch("select distinct group_id from school.group_membership order by group_id limit 2")
     ids = [row["group_id"] for row in groups]
     members = "select distinct student_id from school.group_membership where group_id = any ($1) order by student_id"
     pupils = [row["student_id"] for row in await connection.fetch(members, ids)]
