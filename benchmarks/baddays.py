@@ -5,8 +5,8 @@ What a claim takes on such a day is `horizon`; this is what an application sees 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -118,6 +118,7 @@ class Bystander:
     client: Client
     student_id: str
     glances_ms: list[float] = field(default_factory=list)
+    is_counting: bool = False
 
     async def look_on(self) -> None:
         """Glance for ever; a glance during which the server was gone says nothing of those who share it."""
@@ -125,9 +126,16 @@ class Bystander:
             connection = self.client._connection
             started = time.perf_counter()
             await self.client.fetch(GLANCE, self.student_id)
-            if connection is self.client._connection:
+            if self.is_counting and connection is self.client._connection:
                 self.glances_ms.append((time.perf_counter() - started) * 1000)
             await asyncio.sleep(GLANCE_EVERY_S)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what glances take in the block: what goes before it is ours, not the contestant's."""
+        self.is_counting = True
+        yield
+        self.is_counting = False
 
 
 async def measure(bench: Bench) -> Part:
@@ -152,7 +160,8 @@ async def measure(bench: Bench) -> Part:
         how=f"{WRITES_PER_S} writes/s for {SECONDS:g} s, then {bench.scaled(EVENTS):,} events at once. Pinned: a"
         f" snapshot held since before {bench.scaled(PROCESSED):,} events came and went,"
         f" {bench.scaled(PROCESSED_BY_RIVALS):,} of a rival; without AWA, whose ledger knows of no other deletion than"
-        " its own. Bystander: reads one report.",
+        " its own. Bystander: reads one report while the writes arrive, and"
+        " while the backlog is worked off.",
         rows=list(rows.values()),
         verdicts=_verdicts({day: rows[_side(day, RECALCD)] for day in DAYS}),
     )
@@ -192,10 +201,13 @@ async def _turn(common: Contest, system: System, day: str, backlog: Sequence[str
     ):
         await _warm_up(common, system)
         async with _restarting(server, restarts[0]):
-            ages = await _trickle(common, system)
+            with bystander.counting():
+                writes = await _trickle(common)
+            ages = await _ages(common, system, writes)
         xid, jobs = await _add_backlog(common, system, backlog)
         async with _restarting(server, restarts[1]):
-            await _wait(common, system)
+            with bystander.counting():
+                await _wait(common, system)
         watched_s = await _ask(common, SINCE, xid)
     # What was in hand when the workers were told to stop counts, and the time it took.
     done = 1 - await _ask(common, f"select count(*) {system.left}") / jobs
@@ -289,8 +301,8 @@ async def _warm_up(common: Contest, system: System) -> None:
         await ground.warm_up(system)
 
 
-async def _trickle(common: Contest, system: System) -> list[float]:
-    """Write to each pupil once at most, at a rate; return the reports' ages in ms, negative when late."""
+async def _trickle(common: Contest) -> range:
+    """Write to each pupil once at most, at a rate; return which writes are to be measured."""
     writes = min(int(WRITES_PER_S * (WARM_UP_S + SECONDS)), common.students - 1)
     measured = 1 + int(writes * WARM_UP_S / (WARM_UP_S + SECONDS))
     score, started = 0.1 + next(_turn_numbers) % 8000 / 10_000, time.perf_counter()
@@ -303,10 +315,15 @@ async def _trickle(common: Contest, system: System) -> list[float]:
         await client.close()
 
     await asyncio.gather(*(lane(first) for first in range(1, LANES + 1)))
+    return range(measured, writes + 1)
+
+
+async def _ages(common: Contest, system: System, writes: range) -> list[float]:
+    """Wait until their reports are true, but no longer than our patience; return their ages in ms; negative: late."""
     client, deadline = Client(common.dsn), time.monotonic() + PATIENCE_S
     query = FRESHNESS.format(report=system.report)
     while True:
-        rows = await client.fetch(query, measured, writes)
+        rows = await client.fetch(query, writes[0], writes[-1])
         if all(row["ms"] >= 0 for row in rows) or time.monotonic() > deadline:
             await client.close()
             return [row["ms"] if row["ms"] >= 0 else -row["at_least_ms"] for row in rows]

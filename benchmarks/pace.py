@@ -54,9 +54,14 @@ class Outcome:
     """Seconds until every report is true."""
 
 
+def has_a_job_an_event(system: System) -> bool:
+    """Whether an event is a job, whatever other jobs there are of its pupil."""
+    return system in QUEUES and not system.coalesces and not system.dedupes
+
+
 def is_job_by_job(system: System) -> bool:
     """Whether an event is a job, and a job is a call."""
-    return system in QUEUES and system.calls_each and not system.dedupes
+    return has_a_job_an_event(system) and system.calls_each
 
 
 def measured_on(system: System, case: Case) -> Case:
@@ -65,17 +70,17 @@ def measured_on(system: System, case: Case) -> Case:
         return case
     if system.dedupes or system not in QUEUES:
         return ALL_PUPILS
-    if is_job_by_job(system):
-        return case if case == CLEAN else ONE_EACH
-    # A batch holds the fewer pupils, the more unequal they are.
-    return ONE_EACH if case[0] == ONE_EACH[0] else (case[0], ALL_PUPILS[1])
+    if case == CLEAN:
+        return CLEAN
+    # A batch of jobs holds the fewer pupils, the more unequal they are.
+    return ONE_EACH if is_job_by_job(system) or case[0] == ONE_EACH[0] else (case[0], ALL_PUPILS[1])
 
 
 def outcome(system: System, case: Case, backlogs: Mapping[Case, Backlog], speeds: Mapping[Case, Series]) -> Outcome:
     """Tell what a backlog takes, from the events/s that were measured of a contestant, by backlog."""
     backlog, stand_in = backlogs[case], backlogs[measured_on(system, case)]
     measured = speeds[measured_on(system, case)]
-    if is_job_by_job(system):
+    if has_a_job_an_event(system) and measured_on(system, case) == ONE_EACH:
         pairs = list(zip(measured.values, speeds[CLEAN].values, strict=True))
         first, later = backlog.pupils, backlog.events - backlog.pupils
         to_true = backlog.until_true - backlog.pupils
@@ -83,9 +88,9 @@ def outcome(system: System, case: Case, backlogs: Mapping[Case, Backlog], speeds
         true = [first / dirty + to_true / clean for dirty, clean in pairs]
     elif system.dedupes:  # the same pupils are all that there is to do
         empty = true = [backlog.pupils / (speed * stand_in.pupils / stand_in.events) for speed in measured.values]
-    elif system in QUEUES and not system.coalesces:
+    elif has_a_job_an_event(system):
         empty = [backlog.events / speed for speed in measured.values]
         true = [backlog.until_true / speed for speed in measured.values]
     else:  # all of the school, whatever the backlog; for who coalesces it is the backlog itself
-        empty = true = [stand_in.events / max(speed, 1e-9) for speed in measured.values]
+        empty = true = [stand_in.events / speed for speed in measured.values]
     return Outcome(Series.of("events/s", (backlog.events / seconds for seconds in empty)), Series.of("s", true))

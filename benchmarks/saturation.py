@@ -11,17 +11,30 @@ from functools import partial
 from benchmarks.bench import Bench
 from benchmarks.figures import Part, Row, Series, Verdict, columns, interleaved
 from benchmarks.floor import BATCH_KEYS, chunks, script
-from benchmarks.pace import ALL_PUPILS, CLEAN, ONE_EACH, Backlog, Case, Outcome, is_job_by_job, measured_on, outcome
+from benchmarks.pace import (
+    ALL_PUPILS,
+    CLEAN,
+    ONE_EACH,
+    Backlog,
+    Case,
+    Outcome,
+    has_a_job_an_event,
+    is_job_by_job,
+    measured_on,
+    outcome,
+)
 from benchmarks.rivals import QUEUES, available, plain
-from benchmarks.rivals.contest import Contest, TooSlow, contest
+from benchmarks.rivals.contest import WARM_UP_JOBS, WARM_UP_WRITES, WARM_UPS, Contest, TooSlow, contest
 from benchmarks.rivals.system import RECALCD, System
 
 STUDENTS = 10_000
 LIMIT_S = 3.0
 """For one turn of a queue that works job by job; who is not done by then is measured by what it has done."""
 LONG_LIMIT_S = 25.0
-"""For all others: the same whatever the number of events, and of no worth until they are done."""
-LOOK_EVERY_S = 0.2
+"""For all others, of no worth until they are done; and where reports are true already, so that nothing says when the
+last job was done but that none is left."""
+LOOK_EVERY_S = 0.1
+WARM_UP_EVENTS = WARM_UPS * WARM_UP_JOBS + WARM_UP_WRITES
 FLOOR = "psql"
 FLOOR_RATIO = 0.9
 BACKLOGS: tuple[Case, ...] = (
@@ -57,6 +70,7 @@ select pg_current_wal_insert_lsn() - '0/0'::pg_lsn as wal_bytes,
        (select d.xact_commit from pg_stat_database as d where d.datname = current_database()) as commits,
        (select coalesce(sum(f.calls), 0) from pg_stat_user_functions as f
         where f.funcid = 'reports.recalculate_students'::regproc) as calls,
+       (select count(*) from outbox.batch as b) as batches,
        (select coalesce(sum(cardinality(b.keys)), 0) from outbox.batch as b) as pupils
 """
 
@@ -76,6 +90,8 @@ class Counters:
     wal_bytes: float
     commits: float
     calls: float
+    batches: float
+    """recalcd's calls, exactly, and the pupils in them."""
     pupils: float
 
     @classmethod
@@ -138,7 +154,8 @@ async def measure(bench: Bench) -> Part:
         f" job is watched for {LIMIT_S:g} s, and credited with what it ends while it stops. `By its pace`: a queue's"
         f" jobs/s are measured on {ONE_EACH[1]:,} events where each is a job (and on as many whose reports are true"
         f" already, as they are for all but a pupil's first job), on {ALL_PUPILS[1]:,} where a pupil has one job at a"
-        " time, and taken to be the same for other backlogs.",
+        " time, and taken to be the same for other backlogs. Commits: from before the workers start until they have"
+        " ended, for an event of the backlog or of the warm-up.",
         rows=[Row(name, _figures(drains)) for name, drains in measured.items()]
         + [
             Row(f"{_side(*case, system.name)}, by its pace", {"events_per_s": each.events_per_s})
@@ -149,7 +166,7 @@ async def measure(bench: Bench) -> Part:
             Row(f"{_side(*case, system.name)}: every report true", {"true_after": each.true_after})
             for (case, system), each in outcomes.items()
         ],
-        verdicts=[verdict for case in BACKLOGS for verdict in _verdicts(case, outcomes, measured)],
+        verdicts=[verdict for case in BACKLOGS for verdict in _verdicts(case, backlogs[case], outcomes, measured)],
     )
 
 
@@ -167,10 +184,9 @@ def _turns(
     turns: dict[str, Callable[[], Awaitable[Drain]]] = {}
     for case, backlog in backlogs.items():
         for system in systems:
-            if case == measured_on(system, case) and (case != CLEAN or is_job_by_job(system)):
-                turns[_side(*case, system.name)] = partial(
-                    worked_off, ground, system, backlog, within_s=_limit_s(system)
-                )
+            if case == measured_on(system, case) and (case != CLEAN or has_a_job_an_event(system)):
+                within_s = LONG_LIMIT_S if case == CLEAN else _limit_s(system)
+                turns[_side(*case, system.name)] = partial(worked_off, ground, system, backlog, within_s=within_s)
         if case != CLEAN:
             turns[_side(*case, FLOOR)] = partial(_floor, ground, backlog)
     return turns
@@ -196,6 +212,7 @@ async def worked_off(ground: Contest, system: System, backlog: Backlog, *, withi
     """Give a contestant a backlog, and watch it for so long at most."""
     await ground.give_turn(system)
     await ground.fill(backlog.keys)
+    idle = await Counters.now(ground)
     async with ground.working(system):
         async with ground.connection.transaction():
             if backlog.leaves_reports_stale:
@@ -210,30 +227,38 @@ async def worked_off(ground: Contest, system: System, backlog: Backlog, *, withi
                 await ground.connection.execute("select outbox.ring('reports.student')")
         with suppress(TooSlow):
             await ground.drained(system, within_s=within_s, every_s=LOOK_EVERY_S)
-        watched_s = await ground.connection.fetchval(SINCE, xid)
-    after, done = await Counters.now(ground), 1 - await ground.left(system) / jobs
-    # What was in hand when the workers were told to stop counts, and the time it took.
-    seconds = await ground.connection.fetchval(FINISHED.format(report=system.report), xid)
-    seconds = seconds if backlog.leaves_reports_stale and seconds and seconds > 0 else watched_s
-    if done == 1:
+        seconds, left = await ground.connection.fetchval(SINCE, xid), await ground.left(system)
+    after = await Counters.now(ground)
+    if backlog.leaves_reports_stale:
+        # What was in hand when the workers were told to stop counts, and the time it took.
+        left = await ground.left(system)
+        finished_s = await ground.connection.fetchval(FINISHED.format(report=system.report), xid)
+        seconds = finished_s if finished_s and finished_s > 0 else seconds
+    if left == 0:
         assert await ground.stale(system) == [], f"{system.name} left reports that are not true"
-    return _drain(system, backlog.events, seconds, done=done, counters=(before, filled, after))
+    return _drain(system, backlog.events, seconds, done=1 - left / jobs, counters=(idle, before, filled, after))
 
 
 def _drain(system: System, events: int, seconds: float, *, done: float, counters: Sequence[Counters]) -> Drain:
-    """Put a turn into figures; what the server counted includes what was done while the workers stopped."""
-    before, filled, after = counters
+    """Put a turn into figures; what the server counted includes what was done while the workers stopped.
+
+    Sessions report what they count once a second at most, so only before they begin and after they end is it known.
+    """
+    idle, before, filled, after = counters
     counted = max(1.0, events * done)
-    calls = after.calls - filled.calls
+    calls = after.calls - idle.calls - (WARM_UP_EVENTS if system.calls_each else 0)
+    pupils = calls if system.calls_each else None
+    if system is RECALCD:
+        calls, pupils = after.batches - filled.batches, after.pupils - filled.pupils
     return Drain(
-        events_per_s=events * done / seconds,
+        events_per_s=counted / seconds,
         seconds=seconds,
         done=100 * done,
-        recalculations=after.pupils - filled.pupils if system is RECALCD else calls if system.calls_each else None,
+        recalculations=pupils,
         calls=calls,
         wal_bytes_per_event=(after.wal_bytes - filled.wal_bytes) / counted,
         enqueue_bytes_per_event=(filled.wal_bytes - before.wal_bytes) / events,
-        commits_per_event=(after.commits - filled.commits) / counted,
+        commits_per_event=(after.commits - idle.commits) / (counted + WARM_UP_EVENTS),
     )
 
 
@@ -250,8 +275,8 @@ async def _floor(ground: Contest, backlog: Backlog) -> Drain:
     seconds = (max(times) - min(times)).total_seconds()
     after = await Counters.now(ground)
     assert await ground.stale(RECALCD) == [], "psql left reports that are not true"
-    figures = _drain(RECALCD, backlog.events, seconds, done=1, counters=(filled, filled, after))
-    return replace(figures, recalculations=float(backlog.pupils))
+    counted = _drain(RECALCD, backlog.events, seconds, done=1, counters=(filled, filled, filled, after))
+    return replace(counted, calls=float(len(arrays)), recalculations=float(backlog.pupils))
 
 
 def _side(shape: str, events: int, name: str) -> str:
@@ -263,12 +288,16 @@ def _figures(drains: Sequence[Drain]) -> dict[str, Series]:
     return columns({name: unit for name, unit in UNITS.items() if name not in unknown}, drains)
 
 
-def _pace(drains: Sequence[Drain]) -> Series:
-    return Series.of("pupils/s", ((each.recalculations or 0) / each.seconds for each in drains))
+def _pace(backlog: Backlog, drains: Sequence[Drain]) -> Series:
+    """Return pupils a second; one who was recalculated twice counts once."""
+    return Series.of("pupils/s", (backlog.pupils * each.done / 100 / each.seconds for each in drains))
 
 
 def _verdicts(
-    case: Case, outcomes: Mapping[tuple[Case, System], Outcome], measured: Mapping[str, Sequence[Drain]]
+    case: Case,
+    backlog: Backlog,
+    outcomes: Mapping[tuple[Case, System], Outcome],
+    measured: Mapping[str, Sequence[Drain]],
 ) -> list[Verdict]:
     """Compare with the best of each kind: that of the best median."""
     rivals = {system: each for (of, system), each in outcomes.items() if of == case and system is not RECALCD}
@@ -286,6 +315,5 @@ def _verdicts(
             best, soonest = min(some.items(), key=lambda item: item[1].true_after.median)
             ratio = soonest.true_after.over(mine.true_after)
             verdicts.append(Verdict(f"{name}, until all is true: best of {kind}, {best.name} / recalcd", ratio, ">", 1))
-    pace = _pace(measured[_side(*case, RECALCD.name)])
-    floor = _pace(measured[_side(*case, FLOOR)])
+    pace, floor = (_pace(backlog, measured[_side(*case, side)]) for side in (RECALCD.name, FLOOR))
     return [*verdicts, Verdict(f"{name}: recalcd's recalculations / {FLOOR}", pace.over(floor), ">=", FLOOR_RATIO)]

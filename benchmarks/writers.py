@@ -13,7 +13,7 @@ from benchmarks.rivals.system import NOTHING_WAITS, RECALCD, System
 
 STUDENTS = 10_000
 CLIENTS = (1, 8, 32)
-SECONDS = 1.0
+SECONDS = 2
 """Of writing, for each number of clients."""
 COMMITS = {"as shipped": (0, 5), "1 ms commits": (1000, 0)}
 """commit_delay in microseconds, commit_siblings: what cloud disks do, and how to have it without one."""
@@ -66,8 +66,9 @@ async def measure(bench: Bench) -> Part:
     return Part(
         name="writers",
         question="How many pieces of feedback a second get in, each in a transaction, while the reports are kept true?",
-        how=f"pgbench, {SECONDS:g} s for each number of clients, one after the other; random pupils, each write one"
-        " statement; workers running. Left: what was written and not yet worked off when the last client had ended.",
+        how=f"pgbench, {_seconds(bench)} s for each number of clients in turn, after one in which its sessions"
+        " are new; random pupils, each write one statement; workers running. Left: what was written and not"
+        " yet worked off when the last client had ended.",
         rows=[
             *(_row(speeds, commits, clients, each) for commits in COMMITS for clients in CLIENTS for each in systems),
             *(
@@ -84,13 +85,18 @@ async def _turn(ground: Contest, system: System, commits: str) -> Outcome:
     delay_us, siblings = COMMITS[commits]
     for name, value in (("commit_delay", delay_us), ("commit_siblings", siblings)):
         await ground.connection.execute(f"alter database {ground.database} set {name} = {value}")  # of new sessions
-    seconds = ground.bench.scale * SECONDS
     async with ground.working(system):
         speeds = {
-            clients: await Load(SCRIPT, {"students": ground.students}, clients).for_seconds(ground.dsn, seconds)
+            clients: await Load(SCRIPT, {"students": ground.students}, clients).for_seconds(
+                ground.dsn, _seconds(ground.bench)
+            )
             for clients in CLIENTS
         }
         return Outcome(speeds, await ground.left(system))
+
+
+def _seconds(bench: Bench) -> int:
+    return bench.scaled(SECONDS)
 
 
 def _side(commits: str, clients: int, system: System) -> str:

@@ -1,9 +1,9 @@
 """AWA 0.6: a Rust runtime under Python workers; append-only storage whose partitions are truncated in turn.
 
 By its package's page: `awa.bridge` enqueues through the application's own connection, and its SQL function is what is
-called here; more workers than connections and poll_interval_ms=50, as its own benchmark has them; everything else as
-shipped. install_queue_storage() with the schema: a first worker that meets a job keeps the storage of old versions. Its
-unique jobs (unique_opts) were not measured.
+called here; more workers than connections and poll_interval_ms=50, as its own benchmark has them; eight enqueue_shards
+("Partitioned FIFO"), since events need no order; everything else as shipped. install_queue_storage() with the schema: a
+first worker that meets a job keeps the storage of old versions. Its unique jobs (unique_opts) were not measured.
 
 Its bulk calls leave one row in ready_segments for all jobs, and its SQL function one each, which every claim would then
 read: so what is added in bulk is brought to what the bulk calls leave.

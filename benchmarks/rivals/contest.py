@@ -97,6 +97,8 @@ HANDS = 2
 WARM_UP_JOBS = 200
 WARM_UPS = 2
 """So that every connection of a contestant has compiled and planned what it runs; clean pupils cost little else."""
+WARM_UP_WRITES = 1
+"""And the doorbell, or what else wakes it."""
 REST = 20
 """Times a look at what is left, until the next."""
 

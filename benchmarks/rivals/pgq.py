@@ -2,8 +2,8 @@
 
 It stands for PgQue too, which is this engine in pure SQL under another name, and is to be had from GitHub alone. Both
 leave to the consumer what it makes of a batch. Here it makes the most of it: one call for the different pupils of all
-its events, by two connections, so that it coalesces as recalcd does. There can be no second consumer beside it: a
-queue's consumer takes one batch after the other.
+its events, by two connections, so that it coalesces as recalcd does. A queue's consumer takes one batch after the
+other; pgq_coop, by which several share one, is no part of the package.
 
 By its documentation: `insert_event` for the writer, an INSERT into current_event_table() for a bulk. A batch goes from
 tick to tick. There is one every 10 ms, the shortest period but one in PgQue's documentation ("three latencies"; as

@@ -4,8 +4,8 @@ By its documentation, "Performance Tuning": `pgq autovac` after the installation
 max_concurrent_tasks at least twice that (ten times, so that no fetch waits for the slowest job); one direct connection
 for the queue, a pool for the work; durability `balanced`, which un-logs its log and statistics only: a crash loses no
 event, and it is faster. "Programmatic run" for the worker, since `pgq run` of this version fails with the typer of
-today; on uvloop, as that does. So that it comes back soon when the server does: a heartbeat_timeout of 5 s, and
-shutdown_on_listener_failure. The log is what `pgq` keeps by default.
+today; on uvloop, as that does. So that it comes back soon when the server does: a heartbeat_timeout of 5 s,
+shutdown_on_listener_failure, and restart_on_failure after 0.1 s instead of 5. The log is what `pgq` keeps by default.
 
 De-duplication ("Reliability", dedupe_key): a unique index over queued *and* picked jobs. `on_conflict="skip"`, for
 the default raises in the application's transaction. An event that arrives while its pupil's job runs is dropped.

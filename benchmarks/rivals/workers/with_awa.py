@@ -12,6 +12,12 @@ from awa import AsyncClient, Job
 CONNECTIONS = int(os.environ["CONNECTIONS"])
 WORKERS = 100
 """More than connections, so that those who wait for a completion leave none idle."""
+SHARDS = 8
+"""Of the queue's head, or writers would wait for each other at it: events need no order."""
+SHARD = """
+insert into awa.queue_meta (queue, enqueue_shards) values ('reports', $1)
+on conflict (queue) do update set enqueue_shards = excluded.enqueue_shards
+"""
 
 
 @dataclass
@@ -45,6 +51,9 @@ async def set_up(client: AsyncClient) -> None:
     """Create the schema with its new storage, which the first worker chooses only if no job is older than it."""
     await client.migrate()
     await client.install_queue_storage()
+    connection = await asyncpg.connect(os.environ["DATABASE_URL"])
+    await connection.execute(SHARD, SHARDS)
+    await connection.close()
 
 
 async def main() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import asyncpg
 import uvloop
@@ -11,6 +12,14 @@ CONNECTIONS = int(os.environ["CONNECTIONS"])
 DATABASE_URL = os.environ["DATABASE_URL"]
 QUEUE = os.environ["QUEUE"]
 TICK_S = float(os.environ["TICK_S"])
+RECONNECT_S = 0.1
+LOST = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+)
 CHUNK = 500
 """Pupils a call."""
 
@@ -21,12 +30,26 @@ CALL = "call reports.recalculate_students($1::text[], null)"
 
 
 async def main() -> None:
-    """Tick and consume; end when either fails."""
-    ticking, consuming, *helping = [await asyncpg.connect(DATABASE_URL) for _ in range(1 + CONNECTIONS)]
-    ticked = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(tick(ticking, ticked))
-        group.create_task(consume(consuming, helping, ticked))
+    """Tick and consume; connect again when the server was gone."""
+    while True:
+        try:
+            await tick_and_consume()
+        except* LOST:
+            await asyncio.sleep(RECONNECT_S)
+
+
+async def tick_and_consume() -> None:
+    """End when either fails."""
+    async with AsyncExitStack() as stack:
+        connections = []
+        for _ in range(1 + CONNECTIONS):
+            connections.append(await asyncpg.connect(DATABASE_URL))
+            stack.callback(connections[-1].terminate)
+        ticking, consuming, *helping = connections
+        ticked = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(tick(ticking, ticked))
+            group.create_task(consume(consuming, helping, ticked))
 
 
 async def tick(connection: asyncpg.Connection, ticked: asyncio.Event) -> None:

@@ -41,5 +41,7 @@ uvloop.run(
         max_concurrent_tasks=10 * BATCH_SIZE,
         heartbeat_timeout=timedelta(seconds=5),
         shutdown_on_listener_failure=True,
+        restart_on_failure=True,
+        restart_delay=timedelta(seconds=0.1),
     )
 )
