@@ -22,8 +22,6 @@ class TopicHints:
     heads: deque[tuple[float, int]] = field(default_factory=deque)
     above: int = 0
     keys: int | None = None
-    is_full: bool = False
-    """Whether there was more than the last batch took."""
     skip_until: float = 0.0
     sweep_at: float = 0.0
 
@@ -54,7 +52,6 @@ class Hints:
             "above": 0 if topic == sweep else hints.above,
             "keys": hints.keys or MOST_KEYS,
             "skip": hints.skip_until > now or sweep not in (None, topic),
-            "backlog": hints.is_full,
         }
 
     def next_sweep(self, now: float) -> str | None:
@@ -108,7 +105,6 @@ class Hints:
         is_full says that there was more at the head. The keys don't: as many events may have been of a few.
         """
         hints = self._topics[topic]
-        hints.is_full = is_full
         limit = hints.keys or MOST_KEYS
         if seconds > self._batch_target_s:
             hints.keys = min(limit, max(LEAST_KEYS, int(key_count * self._batch_target_s / seconds)))

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
 SUSPECT_KEYS = statement("suspect_keys")
 EXCUSE_KEYS = statement("excuse_keys")
-# Outside the recalculation no key can be at fault: somebody makes the partition, reads the queue, or grants again.
-_PASSES_HERE = frozenset({NO_PARTITION, STATEMENTS_GONE, NOTIFY_QUEUE_FULL, FORBIDDEN})
+# Outside the recalculation no key can be at fault: somebody makes the partition, reads the queue, grants again, or
+# cancelled what he need not have.
+_PASSES_HERE = frozenset({NO_PARTITION, STATEMENTS_GONE, NOTIFY_QUEUE_FULL, FORBIDDEN, QUERY_CANCELED})
+EXCUSE_S = 2.0
+"""How long a worker that stops may take to excuse the keys of the batch that it gave up."""
 _CRASHED_FOR_ANOTHER = ("57P01", "57P02")
 """What a server says to its sessions, as a warning, before it ends them all: none of them is to blame."""
 
@@ -93,6 +96,7 @@ class Worker:
                     pass
         finally:
             await self._disconnect()
+            await self._excuse_at_parting()
             self.pulse.rest()
 
     async def _patiently(self, step: Callable[[], Awaitable[bool]]) -> bool:
@@ -135,6 +139,7 @@ class Worker:
         except CallFailed as failure:
             self._came_back(failure)
             await self._judge(connection, failure)
+            self._marked = None
             return True
         except DATABASE_ERRORS as error:
             self._came_back(error)
@@ -143,6 +148,7 @@ class Worker:
             raise
         finally:
             self.has_batch_in_hand = False
+        self._marked = None
         if batch is None:
             return self._sweeping is not None or self._shared.hints.found_nothing(time.monotonic())
         self._after = batch.claim.topic
@@ -188,7 +194,9 @@ class Worker:
                 self._is_excused |= not had_last_words(self._vanished.error) and found.is_same_run(lost)
                 restarted = found.server_started_at != lost.server_started_at
                 await self._accuse(found.connection, self._vanished, restarted=restarted)
-        self._vanished, self._is_excused = None, False
+            elif self._marked:  # lost around the call, not in it
+                await found.connection.execute(EXCUSE_KEYS, self._marked.topic, self._marked.keys)
+        self._vanished, self._is_excused, self._marked = None, False, None
 
     async def _accuse(self, connection: asyncpg.Connection, vanished: CallFailed, *, restarted: bool) -> None:
         """Suspect the keys of a batch that vanished, unless the server said that it ends others, too.
@@ -220,6 +228,17 @@ class Worker:
         async with brief_session(self._shared.settings, application_name="recalcd witness") as witness:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
         self._marked = claim
+
+    async def _excuse_at_parting(self) -> None:
+        """Excuse the keys of a batch that we gave up ourselves, or whoever starts next would charge them."""
+        if self._marked is None or self._vanished:
+            return
+        with suppress(DatabaseUnavailable, *DATABASE_ERRORS):
+            async with (
+                asyncio.timeout(EXCUSE_S),
+                brief_session(self._shared.settings, application_name="recalcd witness") as witness,
+            ):
+                await witness.execute(EXCUSE_KEYS, self._marked.topic, self._marked.keys)
 
     @staticmethod
     async def _acquit(connection: asyncpg.Connection, claim: Claim) -> None:

@@ -20,10 +20,6 @@ def above(hints: Hints, now: float) -> object:
     return hints.for_claim(now, sweep=hints.next_sweep(now))[T]["above"]
 
 
-def is_backlog(hints: Hints) -> object:
-    return hints.for_claim(0)[T]["backlog"]
-
-
 def size(hints: Hints) -> object:
     return hints.for_claim(0)[T]["keys"]
 
@@ -84,14 +80,6 @@ def test_forgotten_marks_start_again(hints: Hints) -> None:
     hints.claimed(T, 150, now=SWEEP_S - 0.1)
     above(hints, SWEEP_S)
     assert above(hints, SWEEP_S + TRAIL_S) == 150
-
-
-def test_a_full_batch_tells_of_a_backlog(hints: Hints) -> None:
-    assert not is_backlog(hints)
-    hints.took(T, 250, seconds=0.1, is_full=True)
-    assert is_backlog(hints)
-    hints.took(T, 20, seconds=0.1, is_full=False)
-    assert not is_backlog(hints)
 
 
 def test_a_slow_batch_shrinks_the_next_in_proportion(hints: Hints) -> None:

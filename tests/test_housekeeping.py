@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -24,6 +25,7 @@ from waiting import eventually
 
 import daemon.housekeeping
 from daemon import __version__, telemetry
+from daemon.housekeeping import HEARTBEAT
 from daemon.settings import Settings
 
 OLD = "outbox.batch_20200101"
@@ -107,6 +109,32 @@ async def test_what_a_daemon_calls_while_cautious_is_on_record_before_the_call(
         await enqueue(db, "u", "a", "b")
         await until_empty(db)
     assert await done(db, "u") == ["a", "b"]
+
+
+async def is_cautious(db: asyncpg.Connection) -> object:
+    """Return what the heartbeat of an idle daemon says."""
+    return await db.fetchval(HEARTBEAT, uuid4(), "host", 1, "0", "idle")
+
+
+async def test_keys_in_hand_are_no_cause_for_alarm_until_their_lock_is_gone(
+    db: asyncpg.Connection, connect: Connect
+) -> None:
+    other = await connect()
+    async with other.transaction():
+        await other.execute("select outbox.lock_keys('t', '{a,b}')")
+        await db.execute("select outbox.suspect_keys('t', '{a,b}')")  # as a cautious daemon notes whom it calls
+        assert await is_cautious(db) is False
+    assert await is_cautious(db) is True
+
+
+async def test_what_a_clock_that_was_ahead_left_behind_is_no_cause_for_alarm(db: asyncpg.Connection) -> None:
+    await db.execute("""
+        insert into outbox.daemon (daemon_id, host, pid, version, state, backend_pid, backend_started_at, ended_at)
+        values (gen_random_uuid(), 'host', 1, '0', 'vanished', 1, now(), now() + interval '1 year');
+        insert into outbox.suspect (topic, key, crash_count, last_crashed_at)
+        values ('t', 'k', 1, now() + interval '1 year');
+    """)
+    assert await is_cautious(db) is False
 
 
 async def test_a_living_daemon_is_nobodys_cause_for_alarm(db: asyncpg.Connection, settings: Settings) -> None:

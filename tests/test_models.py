@@ -66,7 +66,7 @@ class Claiming:
 AMOUNTS = {10: 1, 11: 2}
 """What each writer adds; its number is no daemon's."""
 
-SHIPPED = ("snap", "look", "try lock", "snap", "take", "snap", "read", "write", "commit")
+SHIPPED = ("snap", "look", "let go", "try lock", "snap", "take", "snap", "read", "write", "commit")
 IN_A_BACKLOG = ("snap", "look", "let go", "try lock", "snap", "take at once", "snap", "read", "write", "commit")
 
 
@@ -189,17 +189,17 @@ def test_in_no_interleaving_of_claims_is_an_older_result_left_behind(programs: t
 @pytest.mark.parametrize(
     "program",
     [
-        pytest.param(("snap", "look", "snap", "take", "snap", "read", "write", "commit"), id="no key lock"),
+        pytest.param(("snap", "look", "let go", "snap", "take", "snap", "read", "write", "commit"), id="no key lock"),
         pytest.param(
             ("snap", "look", "let go", "snap", "take at once", "snap", "read", "write", "commit"),
             id="no key lock in a backlog",
         ),
         pytest.param(
-            ("snap", "look", "snap", "take", "snap", "try lock", "read", "write", "commit"),
+            ("snap", "look", "let go", "snap", "take", "snap", "try lock", "read", "write", "commit"),
             id="lock in the reading statement",
         ),
         pytest.param(
-            ("snap", "look", "try lock", "snap", "read", "write", "snap", "take", "commit"),
+            ("snap", "look", "let go", "try lock", "snap", "read", "write", "snap", "take", "commit"),
             id="recalculation before the claim",
         ),
     ],

@@ -35,7 +35,7 @@ MODEL: dict[str, Step] = {
 """What each statement is in the model: one that reads takes its snapshot first."""
 
 CLAIM_STATEMENTS = {
-    "take": r"select e\.ctid from outbox\.event as e\s.*for update skip locked",
+    "take": r"select e\.ctid from outbox\.event as e\s.*for update",
     "look": r"from outbox\.event as e\s.*for update skip locked|from outbox\.look_at_head\(",
     "let go": r"raise exception using errcode = 'RC019'",
     "take at once": r"delete from outbox\.event as e\s.*and e\.key = any \(p_keys\)|from outbox\.take_events\(",
@@ -125,9 +125,10 @@ def program_of(statements: list[str], *, is_backlog: bool) -> tuple[str, ...]:
         for body in bodies(f"outbox.{routine}")
     )
     assert (look, take) == (["look"], ["take at once"])
-    assert claim == ["look", "let go", "look", "claim keys"]  # in a backlog; else
-    assert claim_keys == ["try lock", "take at once", "take"]  # in a backlog; else, or where that waits too long
-    taken = ["look", "let go", "try lock", "take at once"] if is_backlog else ["look", "try lock", "take"]
+    assert claim == ["look", "let go", "claim keys", "claim keys"]  # the second time for others, when it got none
+    # In a backlog; else; or where either waits too long.
+    assert claim_keys == ["try lock", "take at once", "take", "take"]
+    taken = ["look", "let go", "try lock", "take at once" if is_backlog else "take"]
     inner = {"claim": taken, "settle": []}
     parts = [part for each in statements for part in inner.get(each, [each])]
     return tuple(step for each in parts for step in MODEL[each])

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import asyncpg
 import pytest
@@ -275,27 +275,23 @@ async def test_in_a_backlog_too_an_event_row_that_somebody_locks_is_left_and_doe
     other = await connect()
     async with other.transaction():
         await other.fetch("select from outbox.event order by event_id limit 1 for update")
-        taken = await take(db, keys=2, backlog=True)
+        taken = await take(db, keys=2)
         assert taken is not None
         assert (taken.keys, taken.event_count, taken.is_full) == (["7", "8"], 2, True)
         assert await pending(db) == ["7", "9"]
-    assert keys_of(await take(db, backlog=True)) == ["7", "9"]
+    assert keys_of(await take(db)) == ["7", "9"]
 
 
-@pytest.mark.parametrize("is_backlog", [False, True])
-async def test_in_a_backlog_nobody_has_to_wait_for_a_look_at_a_busy_keys_events(
-    db: asyncpg.Connection, connect: Connect, is_backlog: bool
-) -> None:
+async def test_nobody_has_to_wait_for_a_look_at_a_busy_keys_events(db: asyncpg.Connection, connect: Connect) -> None:
     await enqueue(db, T, "busy", "a")
     other = await connect()
     async with other.transaction(), db.transaction():
         await other.execute("select outbox.lock_keys('t', array['busy'])")
-        assert keys_of(await claim(db, {T: {"backlog": is_backlog}}, after="", retries_first=False)) == ["a"]
-        with nullcontext() if is_backlog else pytest.raises(asyncpg.LockNotAvailableError):
-            await other.fetch("select from outbox.event where key = 'busy' for update nowait")
+        assert keys_of(await claim(db, {}, after="", retries_first=False)) == ["a"]
+        await other.fetch("select from outbox.event where key = 'busy' for update nowait")
 
 
-@pytest.mark.parametrize("hints", [{}, {"keys": 1, "backlog": True}])
+@pytest.mark.parametrize("hints", [{}, {"keys": 1}])
 async def test_a_claim_keeps_the_limits_of_its_topic_for_its_transaction_only(
     db: asyncpg.Connection, hints: dict[str, object]
 ) -> None:
@@ -338,7 +334,7 @@ async def test_hints_are_json_of_what_the_daemon_remembers(db: asyncpg.Connectio
     for hints in (
         "{}",
         json.dumps({T: {}}),
-        json.dumps({T: {"above": None, "keys": None, "skip": None, "backlog": None}}),
+        json.dumps({T: {"above": None, "keys": None, "skip": None}}),
     ):
         async with db.transaction():
             row = await db.fetchrow("select * from outbox.claim($1)", hints)

@@ -1,7 +1,9 @@
 -- Say that this daemon lives; find out whether another one vanished, or the last run of this one did: its row has no
 -- end, but nobody holds its lock (see sign_in.sql).
 --   $1 daemon, $2 host, $3 pid, $4 version, $5 state
--- Returns is_cautious: somebody vanished within a minute, or keys are suspected of it.
+-- Returns is_cautious: somebody vanished within a minute, or keys are suspected of it. Not those whose lock is held: a
+--         cautious daemon notes whom it has in hand, and would be cautious for that as long as there is work. Nor what a
+--         clock that was ahead left behind.
 with vanished as (
     update outbox.daemon as d
     set state = 'vanished', ended_at = clock_timestamp()
@@ -30,10 +32,17 @@ with vanished as (
 select exists (select from vanished)
        or exists (
            select from outbox.daemon as d
-           where d.state = 'vanished' and d.ended_at > clock_timestamp() - interval '1 minute'
+           where d.state = 'vanished'
+             and d.ended_at between clock_timestamp() - interval '1 minute' and clock_timestamp() + interval '1 minute'
        )
        or exists (
            select from outbox.suspect as s
-           where s.last_crashed_at > clock_timestamp() - interval '1 minute'
+           where s.last_crashed_at between clock_timestamp() - interval '1 minute' and clock_timestamp() + interval '1 minute'
+             and not exists (
+                 select from pg_locks as l
+                 where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
+                   and l.classid::bigint << 32 | l.objid::bigint = outbox.key_lock_id(s.topic, s.key)
+                   and l.database = (select b.oid from pg_database as b where b.datname = current_database())
+             )
        ) as is_cautious
 from alive

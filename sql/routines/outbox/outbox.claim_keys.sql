@@ -1,7 +1,7 @@
 -- Take keys: lock them, then take every visible event of theirs out of the outbox. What is taken commits with the
 -- recalculation that follows in the same transaction, or comes back when that rolls back.
---   Locks    the keys' advisory locks, tried in sorted order and never waited for; then the event rows, skip locked, or in
---            a backlog as outbox.take_events. Events of a locked key are only ever taken by the holder of its lock.
+--   Locks    the keys' advisory locks, tried in sorted order and never waited for; their failure rows, skip locked; then
+--            the event rows, as outbox.take_events: those of a locked key are only ever taken by the holder of its lock.
 --   Needs    read committed. Each step is a statement of its own with a younger snapshot; the recalculation must be a
 --            later statement still. Otherwise an older result may overwrite a newer one, for ever.
 --   Takes    p_keys: distinct. p_above: leave events up to this id for a later sweep.
@@ -21,8 +21,11 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 as $$
 declare
     v_locked text[];
+    v_owed text[];
+    v_free text[];
     v_deferred text[];
     v_events tid[];
+    v_lock_timeout text;
 begin
     if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
         raise exception 'claiming under % could overwrite newer results with older ones', current_setting('transaction_isolation')
@@ -39,6 +42,7 @@ begin
             set_config('statement_timeout', t.statement_timeout_s || 's', true)
     from outbox.topic as t
     where t.topic = p_topic;
+    v_lock_timeout := current_setting('lock_timeout');
 
     v_locked := array(
         select k.key
@@ -46,45 +50,65 @@ begin
         where pg_try_advisory_xact_lock(outbox.key_lock_id(p_topic, k.key))
     );
 
-    v_deferred := array(
-        select f.key from outbox.failure as f
-        where f.topic = p_topic and f.key = any (v_locked) and f.next_attempt_at > clock_timestamp()
-    );
     keys := v_locked;
     folded_count := 0;
-    if v_deferred <> '{}' then
-        folded_count := outbox.fold(p_topic, v_deferred);
-        keys := array(select u.key from unnest(v_locked) as u (key) where u.key <> all (v_deferred));
+    v_owed := array(select f.key from outbox.failure as f where f.topic = p_topic and f.key = any (v_locked));
+    if v_owed <> '{}' then
+        -- Who has such a row locked, be it a transaction that somebody forgot, keeps this key waiting and no other.
+        v_free := array(
+            select f.key from outbox.failure as f
+            where f.topic = p_topic and f.key = any (v_owed)
+            for update skip locked
+        );
+        v_deferred := array(
+            select f.key from outbox.failure as f
+            where f.topic = p_topic and f.key = any (v_free) and f.next_attempt_at > clock_timestamp()
+        );
+        if v_deferred <> '{}' then
+            folded_count := outbox.fold(p_topic, v_deferred);
+        end if;
+        keys := array(
+            select u.key from unnest(v_locked) as u (key)
+            where u.key <> all (v_deferred) and (u.key <> all (v_owed) or u.key = any (v_free))
+        );
     end if;
     started_at := clock_timestamp();
-    if current_setting('enable_bitmapscan')::boolean then  -- by outbox.claim, in a backlog
-        begin
+    begin
+        if current_setting('enable_bitmapscan')::boolean then  -- by outbox.claim, in a backlog
             select t.event_count, t.oldest_event_at, t.reasons, t.traceparent
             into event_count, oldest_event_at, reasons, traceparent
             from outbox.take_events(p_topic, keys, p_above) as t;
             return;
-        exception when lock_not_available or deadlock_detected then
-            null;
-        end;
-    end if;
-    if cardinality(keys) <= 8 and not current_setting('enable_bitmapscan')::boolean then
-        -- Few events wait, or outbox.claim would allow bitmaps: no plan can read many, and making one takes longer than
-        -- the fetch. For few keys, since a plan by the primary key compares each event with all of them.
-        v_events := array(
-            select e.ctid from outbox.event as e
-            where e.topic = p_topic and e.key = any (keys) and e.event_id > p_above
-            for update skip locked
-        );
-    else
-        -- Planned each time: a plan made while the table was all but empty reads every event of the topic, and would be
-        -- kept through a burst: with 300,000 pending a claim took 2.4 s instead of 0.1. The other plans may stay.
+        end if;
+        -- Another daemon's look at the head may have them locked, for a moment.
+        perform set_config('lock_timeout', '20ms', true);
+        if cardinality(keys) <= 8 then
+            -- Few events wait, or outbox.claim would allow bitmaps: no plan can read many, and making one takes longer
+            -- than the fetch. For few keys, since a plan by the primary key compares each event with all of them.
+            v_events := array(
+                select e.ctid from outbox.event as e
+                where e.topic = p_topic and e.key = any (keys) and e.event_id > p_above
+                for update
+            );
+        else
+            -- Planned each time: a plan made while the table was all but empty reads every event of the topic, and would
+            -- be kept through a burst: with 300,000 pending a claim took 2.4 s instead of 0.1. The other plans may stay.
+            execute '
+                select array(
+                    select e.ctid from outbox.event as e
+                    where e.topic = $1 and e.key = any ($2) and e.event_id > $3
+                    for update
+                )' into v_events using p_topic, keys, p_above;
+        end if;
+        perform set_config('lock_timeout', v_lock_timeout, true);
+    exception when lock_not_available or deadlock_detected then  -- somebody keeps one for longer: those that are free
         execute '
             select array(
                 select e.ctid from outbox.event as e
                 where e.topic = $1 and e.key = any ($2) and e.event_id > $3
                 for update skip locked
             )' into v_events using p_topic, keys, p_above;
-    end if;
+    end;
     with taken as (
         delete from outbox.event as e
         where e.ctid = any (v_events)

@@ -1,6 +1,6 @@
 -- Take every visible event of many keys at once: by one pass over them, where locking first would take another.
---   Locks    the event rows. Other daemons' are never among them for longer than outbox.claim looks at the head of a
---            backlog, and it waits for nobody; so whoever holds up this one for longer is somebody else.
+--   Locks    the event rows. Another daemon has one locked no longer than outbox.claim looks at the head, and it waits for
+--            nobody; so whoever holds up this one for longer is somebody else.
 --   Needs    the keys' locks, as outbox.claim_keys has them; read committed, and a statement of its own.
 --   Returns  as outbox.claim_keys.
 --   Errors   55P03, or 40P01 where deadlock_timeout is shorter: somebody keeps one of the rows locked for more than 20 ms. Take
