@@ -5,7 +5,7 @@ from pathlib import Path
 import asyncpg
 
 from daemon.doctor_check import Check, Complaints, Patient, error
-from daemon.migration_state import HAS_BOOKS, SetStatus, State, read_status
+from daemon.migration_state import HAS_BOOKS, SetStatus, State, expected, read_status
 from daemon.sql import SQL_ROOT, statement
 
 DOCTOR_PRIVILEGES = statement("doctor_privileges")
@@ -26,11 +26,11 @@ async def has_outbox(connection: asyncpg.Connection) -> bool:
 
 async def check_migrations(patient: Patient) -> Complaints:
     """Compare the books of `recalcd migrate` with the files of this release."""
-    engine, *others = await read_status(patient.connection)
-    if engine.version == 0:
+    sets = expected(await read_status(patient.connection))
+    if sets[0].version == 0:
         yield error("this database has no recalcd schema", "Run `recalcd migrate up`.")
         return
-    for each in (engine, *(other for other in others if other.version > 0)):
+    for each in sets:
         if not each.is_current:
             yield error(f"set {each.name} is not this release's: {_differences(each)}", _MIGRATE)
 

@@ -155,12 +155,18 @@ async def read_status(connection: asyncpg.Connection, sql_root: Path = SQL_ROOT)
     return [compare(each, books) for each in load_sets(sql_root)]
 
 
+def expected(sets: Sequence[SetStatus]) -> list[SetStatus]:
+    """Return the sets that must be this release's: the engine, and whatever else the database holds."""
+    engine, *others = sets
+    return [engine, *(other for other in others if other.version > 0)]
+
+
 async def check_schema(connection: asyncpg.Connection, sql_root: Path = SQL_ROOT) -> None:
     """Raise SchemaMismatch unless the database holds the engine, and all it holds is this release's."""
-    engine, *others = await read_status(connection, sql_root)
-    if engine.version == 0:
+    sets = expected(await read_status(connection, sql_root))
+    if sets[0].version == 0:
         raise SchemaMismatch("This database has no recalcd schema. Run `recalcd migrate up`.")
-    for each in (engine, *(other for other in others if other.version > 0)):
+    for each in sets:
         refuse_foreign(each)
         _refuse_old(each)
 

@@ -50,7 +50,7 @@ NOBODY = Audience()
 async def up(
     connection: asyncpg.Connection,
     *,
-    set_names: Sequence[str] = SET_NAMES,
+    set_names: Sequence[str] | None = None,
     to: int | None = None,
     dry_run: bool = False,
     sql_root: Path = SQL_ROOT,
@@ -58,14 +58,18 @@ async def up(
 ) -> int:
     """Apply what is pending, up to and including version `to`; with dry_run, only tell what that would be.
 
+    Of the sets that are named; else of those that are there, and where none is, of all: who took the engine alone must
+    not get a school with an upgrade.
+
     Routines are made for the newest tables: they are applied when the set is there. Raises SchemaMismatch when the
     database holds what this release does not know, UsageError for a version that is none, RecalcdError when a file
     fails: nothing of that file is left, and those before it are in place. Returns how many steps there were.
     """
     shipped = load_sets(sql_root)
-    _check_target(shipped, set_names, to)
+    _check_target(shipped, set_names or SET_NAMES, to)
     async with _lock(connection, audience, needed=not dry_run):
         books = await read_books(connection)
+        set_names = set_names or [name for name in SET_NAMES if books.migrations.get(name)] or SET_NAMES
         steps = list(_plan_up(shipped, books, set_names, to)) or await _plan_grants(connection, set_names)
         with _warnings_told(connection, audience):
             count = await _carry_out(connection, steps, audience, dry_run=dry_run)
@@ -208,14 +212,15 @@ def _refuse_without_needed(shipped: Sequence[MigrationSet], books: Books, set_na
         if each.name not in set_names and not compare(each, books).is_current:
             raise SchemaMismatch(
                 f"Set {SET_NAMES[last]} needs set {each.name}, which this database does not hold as this release "
-                f"ships it. Run `recalcd migrate up`, which applies both."
+                f"ships it. Run `recalcd migrate up --set {each.name}` first."
             )
 
 
 def _plan_down(
     shipped: Sequence[MigrationSet], books: Books, set_names: Sequence[str], to: int, *, lose_events: bool
 ) -> Iterator[Step]:
-    _refuse_while_needed(shipped, books, set_names)
+    if to == 0:
+        _refuse_while_needed(shipped, books, set_names)
     for each in reversed(shipped):
         if each.name not in set_names:
             continue

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -19,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from schema import schema_of
 from servers import Psql
+from typed import is_asleep, read_until
 from waiting import eventually, wait_until_blocked
 
 from cli import main
@@ -145,26 +144,11 @@ async def test_down_asks_on_a_terminal(
     assert "Traceback" not in stderr
 
 
-async def is_asleep(pid: int) -> bool:
-    return state_of(pid) == "S"
-
-
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def read_until(stream: IO[str], end: str) -> None:
-    text = ""
-    while not text.endswith(end):
-        character = stream.read(1)
-        assert character, f"{text!r} ended without {end!r}"
-        text += character
-
-
 @pytest.mark.parametrize(
     ("url", "exit_code", "sentence"),
     [
-        ("postgresql://nobody@127.0.0.1:1/nowhere", 3, "No connection to the database"),
+        ("postgresql://nobody:x@127.0.0.1:1/nowhere", 3, "No connection to the database at 127.0.0.1:1: "),
+        ("postgresql://nobody@/nowhere?host=/nowhere", 3, "No connection to the database at /nowhere: "),
         ("mysql://nobody@127.0.0.1/nowhere", 78, "begins with postgresql://"),
         ("", 78, "No database is named"),
     ],

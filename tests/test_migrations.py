@@ -331,6 +331,21 @@ async def test_reports_needs_the_engine(db: asyncpg.Connection) -> None:
     await check_schema(db)
 
 
+async def test_an_upgrade_adds_no_set_that_was_left_out(db: asyncpg.Connection) -> None:
+    await migrations.up(db, set_names=("outbox",))
+    await migrations.up(db)
+    assert await db.fetchval("select to_regnamespace('school') is null and to_regnamespace('reports') is null")
+
+
+async def test_the_engine_goes_back_a_version_with_the_reports_in_place(dsn: str, db: asyncpg.Connection) -> None:
+    await migrations.up(db)
+    before = schema_of(dsn)
+    newest = max(each.newest for each in load_sets(SQL_ROOT) if each.name == "outbox")
+    assert await migrations.down(db, set_names=("outbox",), to=newest - 1) == 1
+    await migrations.up(db)
+    assert schema_of(dsn) == before
+
+
 PENDING = "insert into outbox.event (topic, key) values ('t', '1'), ('t', '2')"
 OWED = "insert into outbox.failure (topic, key, next_attempt_at) values ('t', '1', now())"
 

@@ -21,6 +21,7 @@ from daemon import migrations
 from daemon.database import close
 from daemon.embedded import EmbeddedPostgres, embedded_postgres
 from daemon.migration_dump import dump
+from daemon.migration_files import SET_NAMES
 from daemon.migrations import Audience
 
 ROLES = ["recalcd_writer", "recalcd_daemon", "recalcd_operator", "recalcd_reader"]
@@ -109,7 +110,7 @@ async def test_migrate_down_takes_every_privilege_back_and_leaves_the_roles(db: 
     assert await db.fetchval(held, ROLES) == 0
     assert await db.fetchval("select has_function_privilege('public', 'outbox.ring(text)', 'execute')")
     assert await db.fetchval("select count(*) from pg_roles where rolname = any ($1)", ROLES) == len(ROLES)
-    await migrations.up(db)
+    await migrations.up(db, set_names=SET_NAMES)
     assert await privileges(db) == TABLE.read_text("utf-8")
 
 

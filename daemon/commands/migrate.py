@@ -22,7 +22,12 @@ def migrate() -> None:
 
 
 @migrate.command(epilog="Example: recalcd migrate up --set outbox --dry-run")
-@set_option
+@click.option(
+    "--set",
+    "set_name",
+    type=click.Choice(SET_NAMES),
+    help="Only this set; default: those that are there, in a new database all.",
+)
 @click.option("--to", metavar="VERSION", type=click.IntRange(min=1), help="Stop there. Needs --set.")
 @dry_run_option
 @click.pass_obj
@@ -30,10 +35,11 @@ def up(command_line: dict[str, Any], *, set_name: str | None, to: int | None, dr
     """Apply what is pending. Exit: 0 done, 1 a file failed, 2 usage, 3 no database, 4 not ours to migrate."""
     from daemon import migrations
 
-    asyncio.run(_migrate(command_line, migrations.up, set_names=_names(set_name), to=to, dry_run=dry_run))
+    set_names = (set_name,) if set_name else None
+    asyncio.run(_migrate(command_line, migrations.up, set_names=set_names, to=to, dry_run=dry_run))
 
 
-@migrate.command(epilog="Example: recalcd migrate down --set reports --to 1")
+@migrate.command(epilog="Example: recalcd migrate down --set reports --to 3")
 @set_option
 @click.option("--to", metavar="VERSION", type=click.IntRange(min=0), default=0, help="Stop above it. Needs --set.")
 @click.option("--lose-events", is_flag=True, help="Even with events pending, or failed keys owed.")
@@ -77,16 +83,16 @@ async def _migrate(
 @click.pass_obj
 @asynchronous
 async def status(command_line: dict[str, Any], as_json: bool) -> None:
-    """Show what the database holds, file by file. Exit: 0 all is applied, 1 not all, 3 no database."""
+    """Show what the database holds, file by file. Exit: 0 all of what is there is applied, 1 not all, 3 no database."""
     from daemon import migration_report
     from daemon.database import connection
-    from daemon.migration_state import read_status
+    from daemon.migration_state import expected, read_status
     from daemon.settings import load
 
     async with connection(load(**command_line), application_name="recalcd migrate") as opened:
         sets = await read_status(opened)
     click.echo(json.dumps(migration_report.as_json(sets), indent=2) if as_json else migration_report.as_table(sets))
-    if not all(each.is_current for each in sets):
+    if not all(each.is_current for each in expected(sets)):
         click.get_current_context().exit(1)
 
 
