@@ -37,7 +37,7 @@ interleavings: $(STAMP)  ## try INTERLEAVINGS (1000) new histories of writers, w
 	@INTERLEAVINGS=$${INTERLEAVINGS:-1000} exec $(BIN)/python -m pytest -q -s tests/test_interleavings.py $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## measure all there is, beside what one would pick instead (hours; BENCH_ARGS=floor: one part)
-	@test -e .rivals/complete || benchmarks/rivals/install || echo "Going on without the rivals that need npm." >&2
+	@test -e .rivals/complete || benchmarks/rivals/install || echo "Going on without the queues among the rivals." >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@exec $(BIN)/python -m benchmarks $(BENCH_ARGS)
 

@@ -133,7 +133,10 @@ def main(
 
     Exit: 0 every target was met, 1 one was missed.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves by the way of Ctrl-C, and no server behind
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # leave by the way of Ctrl-C, and no server behind
+        signal.signal(ending, signal.default_int_handler)
+    if json_file and not json_file.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {json_file.parent}.", param_hint="--json")
     if folder:
         plot.require_matplotlib()  # now, and not after hours
     rivals.require(beside)

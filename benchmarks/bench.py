@@ -33,6 +33,11 @@ select exists (
 """
 """Armed, and nothing was done for longer than a daemon lingers."""
 
+LISTENERS = """
+select count(*) from pg_stat_activity as a
+where a.datname = current_database() and a.application_name = 'recalcd listener'
+"""
+
 NOTHING = """
 create schema bench;
 create procedure bench.nothing(in p_keys text[], inout p_changed_keys text[] default null) language plpgsql
@@ -112,6 +117,12 @@ async def asleep(connection: asyncpg.Connection) -> None:
     """Wait until a daemon of the database sleeps."""
     while not await connection.fetchval(ASLEEP):  # noqa: ASYNC110  # what is waited for happens in the database
         await asyncio.sleep(0.005)
+
+
+async def listening(connection: asyncpg.Connection, daemons: int) -> None:
+    """Wait until so many daemons of the database have started."""
+    while await connection.fetchval(LISTENERS) < daemons:  # noqa: ASYNC110  # what is waited for happens in the database
+        await asyncio.sleep(0.02)
 
 
 async def drained(connection: asyncpg.Connection) -> None:

@@ -19,6 +19,8 @@ OURS, THEIRS, INK, FAINT = "#0b6e4f", "#b9c0c7", "#20262b", "#5b656e"
 LARGE, MIDDLE, SMALL = 17, 14, 9.5
 LABEL_WIDTH = 64
 """Characters of that size that fit; a longer label is written smaller."""
+LOW_IS_GOOD = ("ms", "µs", "s", "MB")
+"""Units; of all others more is better."""
 WIDE_RANGE = 30
 """Largest over smallest, from which on a logarithm shows more."""
 
@@ -37,7 +39,7 @@ def _bars(part: Mapping[str, Any], picture: Picture) -> Any:
     """Draw a bar a side, the best first, each with its ratio to recalcd's where recalcd is one of the sides."""
     case, what, sides = picture
     unit = next(iter(sides.values()))["unit"]
-    ranked = sorted(sides.items(), key=lambda item: item[1]["median"], reverse=unit != "ms")
+    ranked = sorted(sides.items(), key=lambda item: item[1]["median"], reverse=unit not in LOW_IS_GOOD)
     ours = next((series for name, series in sides.items() if name.startswith("recalcd")), None)
     figure, axes = _frame(part, ": ".join(filter(None, (case, _words(what, unit)))), 0.85 * len(ranked))
     for place, (name, series) in enumerate(ranked):

@@ -48,7 +48,7 @@ class Series:
         return self.percentile(90)
 
     def percentile(self, percent: float) -> float:
-        """Return the value that `percent` of the values do not exceed, by rank."""
+        """Return the smallest value that more than `percent` of the values do not exceed."""
         ranked = sorted(self.values)
         rank = len(ranked) * percent / 100
         return ranked[min(len(ranked) - 1, int(rank))]

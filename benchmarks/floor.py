@@ -24,7 +24,7 @@ from benchmarks.process import daemon
 STUDENTS = 3_000
 BATCH_KEYS = 500
 CONNECTIONS = (1, 2)
-TARGET_RATIO = 0.85
+TARGET_RATIO = 0.9
 STATES = ("clean", "dirty")
 
 # One piece of feedback a pupil, changed to and fro: then every cached row of the pupil's unit and terms differs.

@@ -7,7 +7,16 @@ from functools import partial
 
 import asyncpg
 
-from benchmarks.bench import SCHOOL_TABLES, Bench, asleep, drained, forget_history, load_school, settle_down
+from benchmarks.bench import (
+    SCHOOL_TABLES,
+    Bench,
+    asleep,
+    drained,
+    forget_history,
+    listening,
+    load_school,
+    settle_down,
+)
 from benchmarks.engine import TOPIC, UNITS, Engine
 from benchmarks.figures import Part, Row, Series, columns, interleaved
 from benchmarks.horizon import fresh_ms
@@ -102,6 +111,7 @@ class Place:
         async with AsyncExitStack() as stack:
             for _ in range(daemons):
                 await stack.enter_async_context(daemon(self.bench.server.dsn(self.database)))
+            await listening(self.connection, daemons)
             works = self.works[IDLE_WRITES:]
             row = await self._burst(works)
             fresh = Series.of("ms", [await self._write(*work) for work in self.works[:IDLE_WRITES]])

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -45,9 +46,17 @@ class Daemon:
     async def ended(self) -> None:
         """Wait for the end of the process. Raises DaemonFailed when it is a bad one."""
         if await self.process.wait() not in self.good_ends:
-            self.log.seek(0)
-            last_words = self.log.read().decode(errors="replace")[-3000:]
-            raise DaemonFailed(f"exit code {self.process.returncode}\n{last_words}")
+            raise self._failure()
+
+    async def ended_early(self) -> None:
+        """Wait for an end that nobody asked for. Raises DaemonFailed, whatever its exit code."""
+        await self.process.wait()
+        raise self._failure()
+
+    def _failure(self) -> DaemonFailed:
+        self.log.seek(0)
+        last_words = self.log.read().decode(errors="replace")[-3000:]
+        return DaemonFailed(f"exit code {self.process.returncode}\n{last_words}")
 
     async def stop(self) -> None:
         """Ask it to stop, and wait until it has."""
@@ -64,7 +73,7 @@ async def daemon(
     given = {variable(name): str(value) for name, value in (settings or {}).items()}
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("RECALCD_", "TELEM_"))}
     command = [*COMMAND, "--drain"] if drain else COMMAND
-    async with program(command, surroundings | given | {"RECALCD_DATABASE_URL": dsn}) as running:
+    async with program(command, surroundings | given | {"RECALCD_DATABASE_URL": dsn}, ends=drain) as running:
         yield running
 
 
@@ -75,22 +84,33 @@ async def program(
     *,
     folder: Path | None = None,
     good_ends: Sequence[int] = (0,),
+    ends: bool = False,
 ) -> AsyncIterator[Daemon]:
-    """Run a program while the block runs; should it end before, or badly, so does the block: DaemonFailed."""
+    """Run a program while the block runs; should it end before, or badly, so does the block: DaemonFailed.
+
+    ends: it is to end by itself. It has a process group of its own: Ctrl-C is for us, who stop it and what it started.
+    """
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, cwd=folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            *command,
+            env=environment,
+            cwd=folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         running = Daemon(process, log, good_ends)
         try:
             async with asyncio.TaskGroup() as group:
-                watch = group.create_task(running.ended())  # or we wait for ever for what it should do
+                # Or we wait for ever for what it should do.
+                watch = group.create_task(running.ended() if ends else running.ended_early())
                 yield running
                 watch.cancel()
             await running.stop()
         finally:
-            if process.returncode is None:
-                process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
 

@@ -5,7 +5,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -138,9 +138,18 @@ async def _open(dsn: str, settings: Settings, application_name: str, *, read_wri
     except DATABASE_ERRORS as error:
         if of_tls := tls.refusal(error):
             raise of_tls from None
-        raise DatabaseUnavailable(f"No connection to the database: {_sentence(error)} {_remedy(error, dsn)}") from None
+        raise DatabaseUnavailable(
+            f"No connection to the database at {_place(dsn)}: {_sentence(error)} {_remedy(error, dsn)}"
+        ) from None
     _keep_alive(opened)
     return opened
+
+
+def _place(dsn: str) -> str:
+    """Return the host, or the folder of the socket, that a URI of one host names."""
+    parts = urlsplit(dsn)
+    host = parts.netloc.rpartition("@")[2] or parse_qs(parts.query).get("host", [""])[-1]
+    return unquote(host) or "its default socket"
 
 
 def _remedy(error: BaseException, dsn: str) -> str:

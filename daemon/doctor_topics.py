@@ -9,7 +9,7 @@ from daemon.database import one_row, rehearsal, sqlstate_of
 from daemon.doctor_check import Check, Complaint, Complaints, Patient, error, warning
 from daemon.errors import Blame, blame
 from daemon.failures import find_failure
-from daemon.keys import Topic, find_topic, pages
+from daemon.keys import LIST_KEYS, Topic, find_topic, pages
 from daemon.redaction import error_facts
 from daemon.sql import statement
 from daemon.status import read_status
@@ -61,13 +61,26 @@ async def check_procedures(patient: Patient) -> Complaints:
                 f"grant execute on routine {entry.recalculate} to the role that runs the daemon;",
             )
         else:
+            schema = entry.recalculate.partition(".")[0]
+            for login in found["refused"]:
+                yield error(
+                    f"topic {entry.topic}: the daemon's login {login} may not call {entry.recalculate}",
+                    f"grant usage on schema {schema} to recalcd_daemon; grant execute on routine {entry.recalculate} "
+                    "to recalcd_daemon; and what it reads and writes, unless it is security definer.",
+                )
             if not found["reports"]:
                 yield warning(
                     f"topic {entry.topic}: {entry.recalculate} does not say what it changed: drift can't be found",
                     "Give it the signature (in p_keys text[], inout p_changed_keys text[]).",
                 )
-            async for complaint in _try_one(patient.connection, await find_topic(patient.connection, entry.topic)):
+            topic = await find_topic(patient.connection, entry.topic)
+            async for complaint in _try_one(patient.connection, topic):
                 yield complaint
+            if unlisted := await _unlisted_key(patient.connection, topic):
+                yield warning(
+                    f"topic {entry.topic}: its function lists no keys, though {unlisted} was recalculated lately",
+                    "verify and backfill see none, either. p_after is null for the first page: let it list all then.",
+                )
 
 
 async def _try_one(connection: asyncpg.Connection, topic: Topic) -> AsyncIterator[Complaint]:
@@ -103,6 +116,14 @@ async def _some_key(connection: asyncpg.Connection, topic: Topic) -> str | None:
                 return each
         break
     return None
+
+
+async def _unlisted_key(connection: asyncpg.Connection, topic: Topic) -> str | None:
+    """Return a key that was recalculated, where the topic's function lists none at all."""
+    if not topic.lists_keys or await connection.fetch(LIST_KEYS, topic.name, None, 1):
+        return None
+    key: str | None = await connection.fetchval(DOCTOR_KNOWN_KEY, topic.name)
+    return key
 
 
 @dataclass(frozen=True, slots=True)

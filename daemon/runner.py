@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from daemon.metrics import Metrics
 
 COUNT_DEAD = statement("count_dead")
+PAUSED_WITH_WORK = statement("paused_with_work")
 PARTING_S = 10.0
 """Longer than it takes to close connections and say goodbye, each of which is given up after two seconds."""
 PATIENCE_S = 60.0
@@ -262,13 +263,16 @@ class Runner:
         """Return the exit code of a drain."""
         async with brief_session(settings, application_name="recalcd drain") as connected:
             dead_count = await connected.fetchval(COUNT_DEAD)
+            paused_topics = [row["topic"] for row in await connected.fetch(PAUSED_WITH_WORK)]
         if dead_count:
             log.warning(telemetry.DRAIN_LEFT_DEAD, dead_count=dead_count)
         broken_topics = self._crew.drain.broken_topics if self._crew else []
         for topic in broken_topics:
             remedy = "create the procedure, grant execute on it, or name another one with `recalcd topic set`"
             log.error(telemetry.DRAIN_LEFT_BROKEN, topic=topic, remedy=remedy)
-        return 1 if dead_count or broken_topics else 0
+        for topic in paused_topics:
+            log.warning(telemetry.DRAIN_LEFT_PAUSED, topic=topic, remedy=f"recalcd topic resume {topic}")
+        return 1 if dead_count or broken_topics or paused_topics else 0
 
 
 def _may_start_later(error: BaseException) -> bool:

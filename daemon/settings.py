@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from daemon.address import parse_address
+from daemon.address import check_uri, parse_address
 from daemon.errors import ConfigurationError
 from daemon.extras import need_extra
 from daemon.redaction import redact
@@ -124,9 +124,8 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _database_url_is_a_uri(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            message = "must be a libpq URI that begins with postgresql://"
-            raise ValueError(message)
+        if value:
+            check_uri(value.get_secret_value())
         return value
 
     @property

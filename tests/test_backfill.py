@@ -216,6 +216,20 @@ async def test_what_ends_it_early_is_noted_and_the_chunk_is_tried_by_halves(db: 
     assert (ended.state, ended.error, ended.done_count) == ("finished", None, 40)
 
 
+async def test_a_function_that_does_not_heed_where_a_page_begins_ends_it(
+    db: asyncpg.Connection, recalcd: Recalcd
+) -> None:
+    await make_bulk(db, 30, batch_keys=10)
+    await db.execute("""
+        create or replace function bulk.list_keys(p_after text, p_limit integer) returns setof text language sql stable
+        as $$ select lpad(i::text, 6, '0') from generate_series(1, 30) as i $$
+    """)
+    for command in ("backfill", "verify"):
+        told = await recalcd(command, "--topic", BULK)
+        assert told.exit_code == 1
+        assert "function bulk.list_keys of topic bulk.number lists key '000030' among those behind it" in told.stderr
+
+
 async def test_a_cohort_and_missing_rows_choose_the_pupils(db: asyncpg.Connection, recalcd: Recalcd) -> None:
     school = await found(db, pupils=4)
     for pupil in school.pupils[2:]:

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from engine import done, drain, enqueue, impatient, make_ledger, make_topic, on_duty
 from proxy import proxy_to
-from servers import Connect, Psql
+from servers import Connect, Psql, as_daemon
 from typed import Recalcd, recalcd_on
 
 from daemon import doctor_server
@@ -255,6 +255,31 @@ async def test_a_procedure_that_is_gone(patient: Patient) -> None:
     await patient.connection.execute("drop procedure ledger.recalculate")
     found = await complaint(patient, "procedures")
     assert (found.level, "there is no routine ledger.recalculate" in found.sentence) == ("error", True)
+
+
+async def test_a_login_of_a_daemon_that_may_not_call_the_procedure(patient: Patient, dsn: str) -> None:
+    await make_ledger(patient.connection)
+    async with on_duty(impatient(patient.settings)):
+        assert await complaints(patient, "procedures") == []
+        await patient.connection.execute("revoke usage on schema ledger from recalcd_daemon")
+        found = await complaint(patient, "procedures")
+    login = urlsplit(as_daemon(dsn)).username
+    assert (found.level, f"login {login} may not call ledger.recalculate" in found.sentence) == ("error", True)
+    assert "grant usage on schema ledger to recalcd_daemon" in str(found.remedy)
+
+
+async def test_a_function_that_lists_nothing_of_a_topic_that_works(patient: Patient) -> None:
+    db = patient.connection
+    await make_ledger(db)
+    await db.execute("select ledger.record('a', 1)")
+    await drain(db, KEPT)
+    await db.execute("""
+        create function ledger.list(p_after text, p_limit integer) returns setof text language sql stable
+        as $$ select b.account from ledger.balance as b where b.account > p_after order by 1 limit p_limit $$;
+        select outbox.set_topic('ledger.account', p_list_keys => 'ledger.list');
+    """)
+    found = await complaint(patient, "procedures")
+    assert (found.level, "lists no keys, though a was recalculated" in found.sentence) == ("warning", True)
 
 
 async def test_a_procedure_that_is_no_no_op_on_a_clean_key(patient: Patient) -> None:

@@ -280,8 +280,17 @@ async def test_a_drain_does_not_wait_for_a_paused_topic(db: asyncpg.Connection, 
     await db.execute("update outbox.topic set paused_at = now() where topic = 't'")
     await enqueue(db, "t", "k")
     async with run(drain=True) as running:
-        assert await running.exit_code == 0
+        assert await running.exit_code == 1
+        assert [each["topic"] for each in running.told(telemetry.DRAIN_LEFT_PAUSED)] == ["t"]
     assert await pending(db) == ["k"]
+
+
+@pytest.mark.usefixtures("ledger")
+async def test_a_drain_leaves_nothing_of_a_paused_topic_that_has_nothing(db: asyncpg.Connection, run: Run) -> None:
+    await db.execute("update outbox.topic set paused_at = now() where topic = 't'")
+    async with run(drain=True) as running:
+        assert await running.exit_code == 0
+        assert not running.told(telemetry.DRAIN_LEFT_PAUSED)
 
 
 async def test_a_drain_ends_though_a_topic_is_broken_and_names_it(db: asyncpg.Connection, run: Run) -> None:

@@ -171,6 +171,41 @@ def test_a_refused_database_url_is_not_shown(value: str, monkeypatch: pytest.Mon
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"postgresql://u:{SECRET}/1@h:5432/x",
+        f"postgresql://u:{SECRET}#1@h:5432/x",
+        f"postgresql://u:{SECRET}?1@h:5432/x",
+        f"postgresql://u:1/{SECRET}@h/x",
+        f"postgresql://u:1?{SECRET}@h/x",
+        f"postgresql://u:1#{SECRET}@h/x",
+        f"postgresql://u:{SECRET}@h:65536/x",
+        f"postgresql://u:{SECRET}@h,h2:port/x",
+    ],
+)
+def test_a_database_url_that_breaks_in_the_wrong_place_is_refused_and_not_shown(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECALCD_DATABASE_URL", value)
+    with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
+        load()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgresql:///x?host=/run/postgresql&port=5432",
+        "postgresql://u@%2Frun%2Fpostgresql/x",
+        "postgresql://u:a%2Fb%23c%3F%40@[::1]:5432,h2:5433/x?sslmode=verify-full&sslrootcert=/etc/ca.crt",
+    ],
+)
+def test_every_form_of_a_uri_is_taken(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECALCD_DATABASE_URL", value)
+    assert load().database_url is not None
+
+
 def test_a_database_url_in_the_wrong_variable_loses_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECALCD_WORKERS", DSN)
     with pytest.raises(ConfigurationError, match="RECALCD_WORKERS is 'postgresql://recalcd:") as caught:

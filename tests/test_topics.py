@@ -227,6 +227,12 @@ async def test_remove_refuses_to_lose_events_or_failures(recalcd: Recalcd, db: a
         await enqueue(db, "fails", "a")
 
 
+async def test_ctrl_c_is_an_answer(dsn: str, db: asyncpg.Connection, works: str) -> None:
+    async with at_terminal(dsn, "topic", "remove", works) as remove:
+        assert await remove.interrupt() == 130
+    assert await db.fetchval("select count(*) from outbox.topic where topic = $1", works) == 1
+
+
 @pytest.mark.parametrize(("answer", "exit_code"), [("n", 1), ("y", 0)])
 async def test_remove_asks_on_a_terminal(
     dsn: str, db: asyncpg.Connection, works: str, answer: str, exit_code: int

@@ -3,13 +3,18 @@
 import asyncio
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
 
 from click.testing import CliRunner, Result
+from waiting import eventually
 
 from cli import main
 
@@ -40,6 +45,33 @@ class AtTerminal:
         """Type an answer; return what it prints on stdout and stderr, once it has ended."""
         os.write(self.keyboard, f"{text}\n".encode())
         return await asyncio.to_thread(self.process.communicate, timeout=30)
+
+    async def interrupt(self) -> int:
+        """Press Ctrl-C, once, when it has asked and waits for the answer; return how it ends."""
+        assert self.process.stderr is not None
+        await asyncio.to_thread(read_until, self.process.stderr, "Go on? [y/N]: ")
+        await eventually(partial(is_asleep, self.process.pid))  # a signal before it reads would not wake it
+        self.process.send_signal(signal.SIGINT)  # the terminal is not its controlling one, so the key is not heard
+        return await asyncio.to_thread(self.process.wait, timeout=30)
+
+
+async def is_asleep(pid: int) -> bool:
+    """Whether a process waits for something."""
+    return state_of(pid) == "S"
+
+
+def state_of(pid: int) -> str:
+    """Return what /proc says of a process: R, S, Z."""
+    return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+
+
+def read_until(stream: IO[str], end: str) -> None:
+    """Read what a command prints until it has printed that."""
+    text = ""
+    while not text.endswith(end):
+        character = stream.read(1)
+        assert character, f"{text!r} ended without {end!r}"
+        text += character
 
 
 @asynccontextmanager

@@ -99,14 +99,14 @@ WARM_UPS = 2
 """So that every connection of a contestant has compiled and planned what it runs; clean pupils cost little else."""
 WARM_UP_WRITES = 1
 """And the doorbell, or what else wakes it."""
-REST = 20
-"""Times a look at what is left, until the next."""
+REST, MOST_REST_S = 20, 1.0
+"""Times a look at what is left, until the next; but a second at most, or the end would be noticed long after it."""
 
 
 async def rest(looked_at: float, deadline: float, every_s: float) -> None:
     """Wait for the next look: one that takes long, since a table is large, must not take the machine from who works."""
     now = time.monotonic()
-    await asyncio.sleep(max(every_s, min(REST * (now - looked_at), deadline - now)))
+    await asyncio.sleep(max(every_s, min(REST * (now - looked_at), MOST_REST_S, deadline - now)))
 
 
 class TooSlow(Exception):

@@ -52,14 +52,14 @@ class System:
     """SQL: forget all jobs, the finished ones included."""
     setup: tuple[tuple[str, ...], ...] = ()
     """Commands that create the schema, once a database."""
+    schema: str = ""
+    """SQL to run after them, once a database."""
+    starts_over: bool = False
+    """Whether the commands run once a turn, `clear` having dropped what they made."""
     needs: Path | None = None
     """A file that benchmarks/rivals/install can not bring everywhere."""
-    starts_over: bool = False
-    """Whether that is done once a turn, `clear` having dropped it."""
     jobs: tuple[str, ...] = ()
     """The tables whose rows the planner should have counted after a bulk; none: the one that `left` reads."""
-    schema: str = ""
-    """SQL to run after them."""
     worker: tuple[str, ...] = ()
     """The command that works, {connections} in it being their number; none: recalcd, or nothing to run."""
     processes: int = 1
@@ -119,7 +119,7 @@ class System:
     async def install(self, dsn: str) -> None:
         """Create the schema."""
         for command in self.setup:
-            async with program(command, self._surroundings(dsn), folder=PROGRAMS) as running:
+            async with program(command, self._surroundings(dsn), folder=PROGRAMS, ends=True) as running:
                 await running.ended()
 
     def _surroundings(self, dsn: str) -> dict[str, str]:

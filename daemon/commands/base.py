@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
@@ -116,8 +117,17 @@ def confirm(warning: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UsageError("This can't be undone, and there is nobody to ask: say --yes, or look first with --dry-run.")
     click.echo(warning, err=True)
-    if not click.confirm("Go on?", err=True):
+    if not may_go_on():
         raise RecalcdError("Nothing was changed.")
+
+
+def may_go_on() -> bool:
+    """Ask, on stderr. Ctrl-C is an answer here: asyncio would keep it until the coroutine waits for something."""
+    of_asyncio = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return click.confirm("Go on?", err=True)
+    finally:
+        signal.signal(signal.SIGINT, of_asyncio)
 
 
 class TopicName(click.types.StringParamType):

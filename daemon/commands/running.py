@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from daemon.commands.base import may_go_on
 from daemon.errors import RecalcdError, UsageError
 
 if TYPE_CHECKING:
@@ -149,5 +150,5 @@ def confirm_start(plan: str, *, yes: bool) -> None:
             "It asks before it starts, and there is nobody to ask: say --yes, or look first with --dry-run."
         )
     click.echo(plan, err=True)
-    if not (yes or click.confirm("Go on?", err=True)):
+    if not (yes or may_go_on()):
         raise RecalcdError("Nothing was changed.")
