@@ -29,19 +29,29 @@ def check_uri(text: str) -> None:
     """
     if not text.startswith(("postgresql://", "postgres://")):
         raise ValueError("must be a libpq URI that begins with postgresql://")
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        raise ValueError("must have the address of its host in brackets only if that is IPv6") from None
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
-    is_cut = parts.fragment or not {"/", "@"}.isdisjoint(parts.path[1:])
-    is_cut = is_cut or any("=" not in option for option in parts.query.split("&") if option)
-    if is_cut or not all(_is_port(port) for port in ports if port):
+    if not _is_whole(text):
         raise ValueError(
             "must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with special characters in the password "
-            "percent-encoded (/ is %2F, # is %23, ? is %3F, @ is %40), and a port up to 65535"
+            "percent-encoded (/ is %2F, # is %23, ? is %3F, @ is %40, [ is %5B), and a port up to 65535"
         )
+
+
+def _is_whole(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # brackets
+        return False
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
+    options = [option for option in parts.query.split("&") if option]
+    return not (
+        parts.fragment
+        or parts.netloc.count("@") > 1
+        or not {"/", "@"}.isdisjoint(parts.path[1:])
+        or (not parts.path and "@" in parts.query and "@" not in parts.netloc)
+        or not all("=" in option for option in options)
+        or not all(_is_port(port) for port in ports if port)
+    )
 
 
 def _is_port(text: str) -> bool:

@@ -88,8 +88,8 @@ class CarefulRun:
     async def _divide(self, failure: CallFailed) -> list[list[str]]:
         """Return the parts to try next; none when the guilty key is alone, which is noted."""
         keys = failure.claim.keys
+        await self.connection.execute(ACQUIT_KEYS, failure.claim.topic, keys)
         if len(keys) > 1:
-            await self.connection.execute(ACQUIT_KEYS, failure.claim.topic, keys)
             return _parts(keys, 1 if failure.sqlstate == QUERY_CANCELED else (len(keys) + 1) // 2)
         if failure.blame in (Blame.SERVER, Blame.SCHEMA):
             self._held = failure

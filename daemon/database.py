@@ -135,6 +135,10 @@ async def _open(dsn: str, settings: Settings, application_name: str, *, read_wri
         raise DatabaseUnavailable(
             "The database is read-only (a standby, or default_transaction_read_only); recalcd needs the primary."
         ) from None
+    except ValueError:  # of the driver's, which quotes what it could not read
+        raise ConfigurationError(
+            "RECALCD_DATABASE_URL has an option, behind its question mark, that can't be read."
+        ) from None
     except DATABASE_ERRORS as error:
         if of_tls := tls.refusal(error):
             raise of_tls from None

@@ -69,7 +69,11 @@ async def up(
     _check_target(shipped, set_names or SET_NAMES, to)
     async with _lock(connection, audience, needed=not dry_run):
         books = await read_books(connection)
-        set_names = set_names or [name for name in SET_NAMES if books.migrations.get(name)] or SET_NAMES
+        if set_names is None:
+            set_names = [name for name in SET_NAMES if books.migrations.get(name)] or SET_NAMES
+            for each in shipped:
+                if each.name not in set_names and each.migrations:
+                    audience.tell(f"leaving out set {each.name}, which is not there: --set {each.name} adds it")
         steps = list(_plan_up(shipped, books, set_names, to)) or await _plan_grants(connection, set_names)
         with _warnings_told(connection, audience):
             count = await _carry_out(connection, steps, audience, dry_run=dry_run)

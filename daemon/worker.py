@@ -139,7 +139,6 @@ class Worker:
         except CallFailed as failure:
             self._came_back(failure)
             await self._judge(connection, failure)
-            self._marked = None
             return True
         except DATABASE_ERRORS as error:
             self._came_back(error)
@@ -148,7 +147,6 @@ class Worker:
             raise
         finally:
             self.has_batch_in_hand = False
-        self._marked = None
         if batch is None:
             return self._sweeping is not None or self._shared.hints.found_nothing(time.monotonic())
         self._after = batch.claim.topic
@@ -227,11 +225,11 @@ class Worker:
         """Write down, in a transaction of its own, whom we are about to call: if we vanish, they were there."""
         async with brief_session(self._shared.settings, application_name="recalcd witness") as witness:
             await witness.execute(SUSPECT_KEYS, claim.topic, claim.keys)
-        self._marked = claim
+            self._marked = claim
 
     async def _excuse_at_parting(self) -> None:
         """Excuse the keys of a batch that we gave up ourselves, or whoever starts next would charge them."""
-        if self._marked is None or self._vanished:
+        if self._marked is None or (self._vanished and not self._is_excused):
             return
         with suppress(DatabaseUnavailable, *DATABASE_ERRORS):
             async with (
@@ -240,10 +238,10 @@ class Worker:
             ):
                 await witness.execute(EXCUSE_KEYS, self._marked.topic, self._marked.keys)
 
-    @staticmethod
-    async def _acquit(connection: asyncpg.Connection, claim: Claim) -> None:
+    async def _acquit(self, connection: asyncpg.Connection, claim: Claim) -> None:
         """Clear keys of suspicion: whatever went wrong, the server told us so, and the backend is still there."""
         await connection.execute(ACQUIT_KEYS, claim.topic, claim.keys)
+        self._marked = None
 
     def _came_back(self, error: BaseException) -> None:
         """Draw the consequences of a rolled back batch that need no database."""
@@ -334,6 +332,7 @@ class Worker:
             self._shared.alarm.ring()
 
     def _report(self, outcome: Outcome) -> None:
+        self._marked = None
         self._shared.activity.stir()
         if self._shared.metrics:
             self._shared.metrics.report(outcome)

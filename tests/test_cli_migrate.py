@@ -148,6 +148,7 @@ async def test_down_asks_on_a_terminal(
     ("url", "exit_code", "sentence"),
     [
         ("postgresql://nobody:x@127.0.0.1:1/nowhere", 3, "No connection to the database at 127.0.0.1:1: "),
+        ("postgresql://nobody@/x?host=h&port=abc", 78, "has an option, behind its question mark, that can't be read"),
         ("postgresql://nobody@/nowhere?host=/nowhere", 3, "No connection to the database at /nowhere: "),
         ("mysql://nobody@127.0.0.1/nowhere", 78, "begins with postgresql://"),
         ("", 78, "No database is named"),

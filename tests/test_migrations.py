@@ -332,8 +332,10 @@ async def test_reports_needs_the_engine(db: asyncpg.Connection) -> None:
 
 
 async def test_an_upgrade_adds_no_set_that_was_left_out(db: asyncpg.Connection) -> None:
+    told: list[str] = []
     await migrations.up(db, set_names=("outbox",))
-    await migrations.up(db)
+    await migrations.up(db, audience=Audience(tell=told.append))
+    assert told == ["leaving out set reports, which is not there: --set reports adds it", "Nothing to do."]
     assert await db.fetchval("select to_regnamespace('school') is null and to_regnamespace('reports') is null")
 
 

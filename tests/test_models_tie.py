@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from engine import LIVE, impatient, make_ledger, record, run_at_once
-from test_models import IN_A_BACKLOG, SHIPPED
+from test_models import SHIPPED
 
 from daemon.batch import NO_LIMIT, RECALCULATE, SETTLE, TIDY_SESSION, UNLOCK_SESSION
 from daemon.claim import CLAIM
@@ -28,17 +28,16 @@ MODEL: dict[str, Step] = {
     "let go": ("let go",),
     "try lock": ("try lock",),
     "take": ("snap", "take"),
-    "take at once": ("snap", "take at once"),
     "recalculate": ("snap", "read", "write"),
     "commit": ("commit",),
 }
 """What each statement is in the model: one that reads takes its snapshot first."""
 
 CLAIM_STATEMENTS = {
-    "take": r"select e\.ctid from outbox\.event as e\s.*for update",
-    "look": r"from outbox\.event as e\s.*for update skip locked|from outbox\.look_at_head\(",
+    "take what is free": r"select e\.ctid from outbox\.event as e\s.*for update skip locked",
+    "look": r"from outbox\.event as e\s.*for update skip locked|from outbox\.list_head\(",
     "let go": r"raise exception using errcode = 'RC019'",
-    "take at once": r"delete from outbox\.event as e\s.*and e\.key = any \(p_keys\)|from outbox\.take_events\(",
+    "take": r"delete from outbox\.event as e\s.*and e\.key = any \(p_keys\)|from outbox\.take_events\(",
     "claim keys": r"from outbox\.claim_keys\(",
     "try lock": r"where pg_try_advisory_xact_lock\(outbox\.key_lock_id\(",
 }
@@ -117,19 +116,17 @@ async def statements_of_a_batch_at_once(db: asyncpg.Connection) -> list[str]:
     return [*named(body, BATCH_STATEMENTS), "commit"]
 
 
-def program_of(statements: list[str], *, is_backlog: bool) -> tuple[str, ...]:
+def program_of(statements: list[str]) -> tuple[str, ...]:
     """Return the steps of the model that a batch's statements are."""
     claim, claim_keys, look, take = (
         named(body, CLAIM_STATEMENTS)
-        for routine in ("claim", "claim_keys", "look_at_head", "take_events")
+        for routine in ("claim", "claim_keys", "list_head", "take_events")
         for body in bodies(f"outbox.{routine}")
     )
-    assert (look, take) == (["look"], ["take at once"])
+    assert (look, take) == (["look"], ["take"])
     assert claim == ["look", "let go", "claim keys", "claim keys"]  # the second time for others, when it got none
-    # In a backlog; else; or where either waits too long.
-    assert claim_keys == ["try lock", "take at once", "take", "take"]
-    taken = ["look", "let go", "try lock", "take at once" if is_backlog else "take"]
-    inner = {"claim": taken, "settle": []}
+    assert claim_keys == ["try lock", "take", "take what is free"]  # where somebody keeps an event locked
+    inner = {"claim": ["look", "let go", "try lock", "take"], "settle": []}
     parts = [part for each in statements for part in inner.get(each, [each])]
     return tuple(step for each in parts for step in MODEL[each])
 
@@ -140,9 +137,7 @@ async def test_the_model_of_the_claim_has_the_steps_that_a_batch_has(
 ) -> None:
     await make_ledger(db)
     await record(db, "k")
-    sent = await statements(db)
-    assert program_of(sent, is_backlog=False) == SHIPPED
-    assert program_of(sent, is_backlog=True) == IN_A_BACKLOG
+    assert program_of(await statements(db)) == SHIPPED
 
 
 def test_the_shipped_recalculation_locks_in_a_statement_before_the_one_that_reads_and_writes() -> None:

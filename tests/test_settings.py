@@ -180,6 +180,9 @@ def test_a_refused_database_url_is_not_shown(value: str, monkeypatch: pytest.Mon
         f"postgresql://u:1/{SECRET}@h/x",
         f"postgresql://u:1?{SECRET}@h/x",
         f"postgresql://u:1#{SECRET}@h/x",
+        f"postgresql://u:1?a={SECRET}@h/x",
+        f"postgresql://u:1@{SECRET}@h/x",
+        f"postgresql://u:1[{SECRET}@h/x",
         f"postgresql://u:{SECRET}@h:65536/x",
         f"postgresql://u:{SECRET}@h,h2:port/x",
     ],
@@ -198,6 +201,7 @@ def test_a_database_url_that_breaks_in_the_wrong_place_is_refused_and_not_shown(
     [
         "postgresql:///x?host=/run/postgresql&port=5432",
         "postgresql://u@%2Frun%2Fpostgresql/x",
+        "postgresql://h/x?user=u@tenant&options=-c%20work_mem%3D1MB",
         "postgresql://u:a%2Fb%23c%3F%40@[::1]:5432,h2:5433/x?sslmode=verify-full&sslrootcert=/etc/ca.crt",
     ],
 )

@@ -54,7 +54,32 @@ async def test_a_failure_that_somebody_locks(
             await until_done(db, T, "a", "b")
             assert "k" not in await done(db, T)
         await make_due(db)
+        await db.execute("select outbox.ring()")
         await until_done(db, T, "k")
+
+
+async def test_a_failure_of_a_suspect_that_is_to_be_convicted(
+    db: asyncpg.Connection, settings: Settings, connect: Connect
+) -> None:
+    await db.execute("select outbox.fail_key('t', 'k', true, 0, '22012', 'x', null, null, null)")
+    await db.execute("select outbox.suspect_keys('t', '{k}'), outbox.suspect_keys('t', '{k}')")
+    operator = await connect()
+    async with on_duty(impatient(settings, workers=1)), operator.transaction():
+        await operator.execute("update outbox.failure set message = 'looking into it'")
+        await enqueue(db, T, "k", "a", "b")
+        await until_done(db, T, "a", "b")
+
+
+async def test_due_failures_that_are_busy(db: asyncpg.Connection, settings: Settings, connect: Connect) -> None:
+    for key in ("busy", "k"):
+        await db.execute("select outbox.fail_key('t', $1, true, 0, '22012', 'x', null, null, null)", key)
+    await db.execute("update outbox.failure set next_attempt_at = now() - '1 s'::interval * (2 - (key = 'k')::integer)")
+    await db.execute("select outbox.set_topic('t', p_batch_keys => 1)")  # one is all that a look sees
+    other = await connect()
+    async with other.transaction():
+        await other.execute("select outbox.lock_keys('t', '{busy}')")
+        async with on_duty(impatient(settings, workers=1)):
+            await until_done(db, T, "k")
 
 
 async def test_due_failures_that_a_claim_has_only_seen(

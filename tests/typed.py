@@ -49,7 +49,8 @@ class AtTerminal:
     async def interrupt(self) -> int:
         """Press Ctrl-C, once, when it has asked and waits for the answer; return how it ends."""
         assert self.process.stderr is not None
-        await asyncio.to_thread(read_until, self.process.stderr, "Go on? [y/N]: ")
+        asked = asyncio.to_thread(read_until, self.process.stderr, "Go on? [y/N]:")
+        await asyncio.wait_for(asked, timeout=30)  # at_terminal ends what hangs, and with it the reading
         await eventually(partial(is_asleep, self.process.pid))  # a signal before it reads would not wake it
         self.process.send_signal(signal.SIGINT)  # the terminal is not its controlling one, so the key is not heard
         return await asyncio.to_thread(self.process.wait, timeout=30)

@@ -3,7 +3,7 @@
 --   $1 daemon, $2 host, $3 pid, $4 version, $5 state
 -- Returns is_cautious: somebody vanished within a minute, or keys are suspected of it. Not those whose lock is held: a
 --         cautious daemon notes whom it has in hand, and would be cautious for that as long as there is work. Nor what a
---         clock that was ahead left behind.
+--         clock that was ahead left behind. Nor what was noted just now, which may be gone by the time that locks are read.
 with vanished as (
     update outbox.daemon as d
     set state = 'vanished', ended_at = clock_timestamp()
@@ -37,7 +37,7 @@ select exists (select from vanished)
        )
        or exists (
            select from outbox.suspect as s
-           where s.last_crashed_at between clock_timestamp() - interval '1 minute' and clock_timestamp() + interval '1 minute'
+           where s.last_crashed_at between clock_timestamp() - interval '1 minute' and clock_timestamp() - interval '1 second'
              and not exists (
                  select from pg_locks as l
                  where l.locktype = 'advisory' and l.objsubid = 1 and l.granted

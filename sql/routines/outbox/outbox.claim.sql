@@ -32,6 +32,7 @@ declare
     v_head_first bigint[];
     v_busy text[];
     v_busy_first bigint[];
+    v_busy_due text[];
     v_due text[];
     v_is_due boolean;
     v_keys text[];
@@ -51,15 +52,17 @@ begin
         v_above := coalesce((p_hints -> v_topic.topic ->> 'above')::bigint, 0);
         v_busy := '{}';
         v_busy_first := '{}';
-        loop
+        v_busy_due := '{}';
+        for v_look in 1 .. 4 loop
             -- By a bitmap a look at the head would read all of a backlog first.
             perform set_config('enable_bitmapscan', 'off', true);
             begin
                 select h.keys, h.first_event_ids, h.last_event_id, h.is_full into v_head, v_head_first, head_event_id, is_full
-                from outbox.look_at_head(v_topic.topic, v_above, v_limit, v_busy) as h;
+                from outbox.list_head(v_topic.topic, v_above, v_limit, v_busy) as h;
                 v_due := array(
                     select f.key from outbox.failure as f
                     where f.topic = v_topic.topic and f.state = 'retrying' and f.next_attempt_at <= clock_timestamp()
+                      and f.key <> all (v_busy_due)
                     order by f.next_attempt_at
                     limit v_limit
                     for update skip locked
@@ -97,18 +100,23 @@ begin
                 into keys, event_count, oldest_event_at, started_at, reasons, traceparent, folded_count
                 from outbox.claim_keys(v_topic.topic, v_innocent, v_above) as c;
             end if;
-            v_busy := v_busy || v_head;
-            v_busy_first := v_busy_first || v_head_first;
             if keys <> '{}' or folded_count > 0 then
                 topic := v_topic.topic;
                 -- An event that stays behind, because its key is busy, must not fall below the caller's mark.
                 select coalesce(min(h.first) - 1, head_event_id) into head_event_id
-                from unnest(v_busy, v_busy_first) as h (key, first)
+                from unnest(v_busy || v_head, v_busy_first || v_head_first) as h (key, first)
                 where not exists (select from unnest(keys) as k (key) where k.key = h.key);
                 return;
             end if;
-            -- A key may be busy for long, with as many events as we look at; others are behind them.
-            exit when v_is_due or not is_full;
+            -- A key may be busy for long, with as many events as a look sees; others are behind them. But whoever has
+            -- thousands of keys busy must not fill the lock table by what is tried here.
+            if v_is_due then
+                v_busy_due := v_busy_due || v_due;
+            else
+                exit when not is_full;
+                v_busy := v_busy || v_head;
+                v_busy_first := v_busy_first || v_head_first;
+            end if;
         end loop;
     end loop;
 end $$;

@@ -1,12 +1,20 @@
 -- Charge a failure to a key whose recalculation, running alone, ended its own backend or daemon. Three times is dead:
 -- each such end may cost every session of the server its connection.
---   Locks    the suspect and the failure row. The caller holds the key's lock.
+--   Locks    the suspect and the failure row, skip locked: the key is convicted later then. The caller holds its lock.
 create or replace function outbox.convict(p_topic text, p_key text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
 declare
     v_crash_count integer;
 begin
+    perform from outbox.failure as f where f.topic = p_topic and f.key = p_key for update skip locked;
+    if not found and exists (select from outbox.failure as f where f.topic = p_topic and f.key = p_key) then
+        return;
+    end if;
+    perform from outbox.suspect as s where s.topic = p_topic and s.key = p_key for update skip locked;
+    if not found then
+        return;
+    end if;
     update outbox.suspect as s set was_alone = false
     where s.topic = p_topic and s.key = p_key and s.was_alone
     returning s.crash_count into v_crash_count;

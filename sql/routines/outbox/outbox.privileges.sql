@@ -20,7 +20,7 @@ as $$
         ('daemon operator', 'select, insert, update', 'table', 'outbox.audit'),
         ('daemon operator', 'execute', 'routine',
             'outbox.arm outbox.disarm outbox.look outbox.make_partitions outbox.drop_partitions '
-            'outbox.claim outbox.look_at_head outbox.claim_keys outbox.take_events outbox.single_out outbox.convict '
+            'outbox.claim outbox.list_head outbox.claim_keys outbox.take_events outbox.single_out outbox.convict '
             'outbox.fold outbox.key_lock_id outbox.lock_keys outbox.find_recalculate outbox.is_trusted outbox.recalculate outbox.settle '
             'outbox.run_batch outbox.fail_key outbox.suspect_keys '
             'outbox.is_pending outbox.next_audit outbox.list_keys outbox.check_routines outbox.find_drift outbox.describe'),

@@ -10,7 +10,7 @@ create or replace function outbox.take_events(
     out event_count bigint, out oldest_event_at timestamptz, out reasons text[], out traceparent text
 )
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off
-    set plan_cache_mode = force_custom_plan set lock_timeout = '20ms'
+    set lock_timeout = '20ms'
 as $$
 begin
     with taken as (

@@ -2,7 +2,7 @@
 --   Locks    the event rows, skip locked.
 --   Takes    p_above: look only at later events. p_limit: most events. p_busy: keys whose events to pass by.
 --   Returns  keys: distinct. first_event_ids: of each key. last_event_id: of all. is_full: there may be more behind it.
-create or replace function outbox.look_at_head(
+create or replace function outbox.list_head(
     p_topic text, p_above bigint, p_limit integer, p_busy text[],
     out keys text[], out first_event_ids bigint[], out last_event_id bigint, out is_full boolean
 )
@@ -24,4 +24,4 @@ begin
     into keys, first_event_ids, last_event_id, is_full
     from by_key as k;
 end $$;
-comment on function outbox.look_at_head is 'Lock and list what is at the head of a topic''s queue.';
+comment on function outbox.list_head is 'Lock and list what is at the head of a topic''s queue.';
