@@ -135,15 +135,15 @@ async def _open(dsn: str, settings: Settings, application_name: str, *, read_wri
         raise DatabaseUnavailable(
             "The database is read-only (a standby, or default_transaction_read_only); recalcd needs the primary."
         ) from None
-    except ValueError:  # of the driver's, which quotes what it could not read
-        raise ConfigurationError(
-            "RECALCD_DATABASE_URL has an option, behind its question mark, that can't be read."
-        ) from None
     except DATABASE_ERRORS as error:
         if of_tls := tls.refusal(error):
             raise of_tls from None
         raise DatabaseUnavailable(
             f"No connection to the database at {_place(dsn)}: {_sentence(error)} {_remedy(error, dsn)}"
+        ) from None
+    except ValueError:  # of the driver's, which quotes what it could not read; a certificate's is an OSError, too
+        raise ConfigurationError(
+            "RECALCD_DATABASE_URL has an option, behind its question mark, that can't be read."
         ) from None
     _keep_alive(opened)
     return opened

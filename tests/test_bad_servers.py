@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -302,14 +303,23 @@ async def test_a_server_that_crashes_for_want_of_disk_loses_nothing(on_small_dis
         with full(server.data):
             await write_until_it_crashes(dsn)
             await started.until_told(telemetry.BATCH_RETRIED)
-        if server.pid is None:  # its own restart failed for the same reason
-            await asyncio.to_thread(server.start)
+        await eventually(partial(is_back, server, dsn), timeout_s=30)
         await writer.writes_on()
         assert started.lives()
     async with open_to(dsn) as db, daemon(dsn, log):
         await recovered(db)
         assert await db.fetchval("select count(*) from ledger.entry") >= writer.written_count
         assert await db.fetchval("select count(*) from outbox.suspect") == 0
+
+
+async def is_back(server: EmbeddedPostgres, dsn: str) -> bool:
+    """Whether the server answers; one whose own restart failed for want of disk, too, is started again."""
+    if server.pid is None:
+        await asyncio.to_thread(server.start)
+    with suppress(*CONNECTION_ERRORS, asyncpg.CannotConnectNowError):
+        async with open_to(dsn):
+            return True
+    return False
 
 
 async def write_until_it_crashes(dsn: str) -> None:

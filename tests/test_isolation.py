@@ -144,6 +144,8 @@ async def test_two_daemons_on_one_key_leave_the_newest_result(race: Race, mutate
     await make_gated_ledger(race.db, (LEDGER_LOCK, ""))
     if mutated:
         await mutate(race.db, "claim_keys", "pg_try_advisory_xact_lock(outbox.key_lock_id(p_topic, k.key))", "true")
+        # Out of patience at once, or the stage would let the first go on while the second waits for its event.
+        await mutate(race.db, "take_events", "begin\n", "begin\n    raise exception using errcode = '55P03';\n")
     await race.run(work, write_and(work))
     assert bool(race.wrong) == mutated
 
